@@ -1,0 +1,1 @@
+"""Teacher assistants, slimming and distillation of language models, without any orchestrator."""

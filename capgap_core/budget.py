@@ -1,0 +1,108 @@
+"""How long and how fast each stage trains, where the user leaves it open: by model and data size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from capgap_core.machine import Precision
+from capgap_core.recipes import Protocol, TrainRecipe
+from capgap_core.training import Training
+
+Arm = Literal["teacher", "sandwich", "student"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A starting point for a model of hidden size 384; the learning rate goes with 1 / hidden."""
+
+    epochs: float
+    learning_rate: float
+    floor: int
+    """Fewest optimizer steps: small data sets are seen more often."""
+    cap: int
+    """Most optimizer steps: large data sets are not seen as often."""
+
+
+WIDTH = 384
+BATCH = 32
+BUDGETS: dict[Arm, Budget] = {
+    "teacher": Budget(epochs=3, learning_rate=8e-5, floor=250, cap=4500),
+    "sandwich": Budget(epochs=2, learning_rate=1e-4, floor=200, cap=2000),
+    "student": Budget(epochs=5, learning_rate=2e-4, floor=400, cap=6000),
+}
+"""For a pretrained teacher. capgap's own: the released code trains everything for ten epochs."""
+SCRATCH: dict[Arm, Budget] = {
+    "teacher": Budget(epochs=14, learning_rate=5e-4, floor=200, cap=4000),
+    "sandwich": Budget(epochs=1, learning_rate=1e-4, floor=100, cap=1000),
+    "student": Budget(epochs=2.5, learning_rate=2e-4, floor=200, cap=3000),
+}
+"""For a teacher trained from scratch, which needs more itself and has less to pass on."""
+
+PAPER_EPOCHS = 10
+PAPER = ((5000, 16, 3e-5), (10**12, 32, 2e-5))
+"""(training rows up to, batch size, learning rate): the scripts' values for MRPC, and for QQP and CoNLL."""
+
+
+def resolve(
+    asked: TrainRecipe, arm: Arm, *, rows: int, hidden: int, scratch: bool, protocol: Protocol, dtype: Precision,
+    seed: int,
+) -> Training:  # fmt: skip
+    """Return a training recipe without open fields.
+
+    Parameters
+    ----------
+    asked
+        What the user gave; a null field is filled here.
+    rows
+        Training examples.
+    hidden
+        Width of the model.
+    scratch
+        Whether the teacher is trained from scratch.
+    """
+    budget = (SCRATCH if scratch else BUDGETS)[arm]
+    if protocol == "paper" and not scratch:
+        batch, rate = next((b, lr) for limit, b, lr in PAPER if rows <= limit)
+        budget = Budget(epochs=PAPER_EPOCHS, learning_rate=rate, floor=1, cap=10**9)
+    else:
+        batch, rate = BATCH, budget.learning_rate * WIDTH / hidden
+    size = asked.batch_size or batch
+    per_epoch = -(-rows // size)
+    if asked.epochs is not None:
+        steps = max(1, round(asked.epochs * per_epoch))
+    else:
+        steps = min(max(round(budget.epochs * per_epoch), budget.floor), budget.cap)
+    return Training(
+        steps=steps,
+        learning_rate=asked.learning_rate or rate,
+        batch_size=size,
+        micro_batch=min(asked.micro_batch or size, size),
+        weight_decay=asked.weight_decay,
+        warmup=asked.warmup,
+        clip=asked.clip,
+        dtype=dtype,
+        seed=seed,
+    )
+
+
+def sandwich_flops(teacher: float, candidates: Sequence[float], *, sampled: int | None, training: float = 3.0) -> float:
+    """Return the FLOPs of one example in the sandwich: the teacher forward, the sub-networks there and back.
+
+    Parameters
+    ----------
+    teacher, candidates
+        Forward FLOPs of one example; the candidates from large to small, the target last.
+    sampled
+        How many are drawn between the largest and the smallest; null where all train in each step.
+    """
+    between = candidates[1:-1]
+    if sampled is None or len(between) <= sampled:
+        spent = sum(candidates)
+    else:
+        spent = candidates[0] + candidates[-1] + sampled * sum(between) / len(between)
+    return teacher + training * spent
+
+
+def steps_for(flops: float, *, per_example: float, batch_size: int) -> int:
+    """Return the steps that cost the given FLOPs, at least one."""
+    return max(1, round(flops / (per_example * batch_size)))

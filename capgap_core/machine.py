@@ -1,0 +1,70 @@
+"""What this machine can do: the device, the precision that is fast on it, and a place to run in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from capgap_core.recipes import Dtype, Execution
+
+Precision = Literal["float32", "bfloat16"]
+
+WIDE = 256
+"""Hidden size from which bfloat16 pays on a CPU."""
+
+
+def device_of(execution: Execution) -> torch.device:
+    """Return the device an execution names; ``auto`` is cuda where there is one."""
+    if execution.device != "auto":
+        return torch.device(execution.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(dtype: Dtype, device: torch.device, *, hidden: int) -> Precision:
+    """Return the precision that ``auto`` stands for.
+
+    bfloat16 where the machine multiplies it in hardware and the model is wide enough for the products to outweigh
+    the casts: on a CPU a step of hidden size 192 took 0.77 times as long in float32, of 384 1.5 times.
+    """
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if hidden >= WIDE and torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+@contextmanager
+def ready(execution: Execution, *, seed: int = 0) -> Iterator[torch.device]:
+    """Give the device with threads set and the random state of torch seeded; put both back afterwards."""
+    device = device_of(execution)
+    # Moments of embeddings that no batch touches decay until they are denormal, which a CPU adds a hundred times
+    # slower; threads that start after this inherit it.
+    torch.set_flush_denormal(True)
+    before = torch.get_num_threads()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        if execution.threads is not None:
+            torch.set_num_threads(execution.threads)
+        try:
+            yield device
+        finally:
+            torch.set_num_threads(before)
+
+
+def keep_in(model: nn.Module, dtype: Precision) -> None:
+    """Store the weights of linear layers at a precision once, for a model that does not train.
+
+    Autocast would cast them at every forward pass, to the same values.
+    """
+    if dtype == "bfloat16":
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+
+
+def autocast(device: torch.device, dtype: Precision) -> torch.autocast:
+    """Return the context in which a forward pass runs at a precision; fp32 switches autocast off."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")

@@ -1,0 +1,86 @@
+"""Decide how many heads and neurons each layer keeps at a scale (MiniDisc, Specification)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from capgap_core.shapes import AXES, Axis, Kept, Shape
+
+NEURON_MULTIPLE = 8
+"""Kept neurons are rounded to multiples of this, as in the released code."""
+
+
+def normalise(scores: np.ndarray) -> np.ndarray:
+    """Return scores ``(layers, units)`` divided by each layer's L2 norm; a layer of zeros stays zero."""
+    norms = np.linalg.norm(scores, axis=1, keepdims=True)
+    return np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
+
+
+def ranking(scores: np.ndarray) -> np.ndarray:
+    """Return for each layer the units in descending score; equal scores keep their order."""
+    return np.argsort(-scores, axis=1, kind="stable")
+
+
+def kept_at(scale: float, scores: Mapping[Axis, np.ndarray], shape: Shape) -> dict[str, list[int]]:
+    """Return how many units each layer keeps at a scale.
+
+    For each axis alone, the ``round((1 - scale) * total)`` units of the lowest normalised score in all layers
+    together go; neurons are then rounded to the nearest multiple of 8 in each layer. At least one head and one
+    multiple of neurons stay in the model. A layer may lose all of an axis: the residual path remains.
+    """
+    kept: dict[str, list[int]] = {}
+    for axis in AXES:
+        table = normalise(scores[axis])
+        layers, units = table.shape
+        gone = min(round((1.0 - scale) * table.size), table.size - 1)
+        lowest = np.argsort(table, axis=None, kind="stable")[:gone]
+        counts = units - np.bincount(lowest // units, minlength=layers)
+        kept[axis] = counts.tolist() if axis == "heads" else _to_multiples(counts, units)
+    return kept
+
+
+def _to_multiples(counts: np.ndarray, units: int) -> list[int]:
+    step = min(NEURON_MULTIPLE, units)
+    rounded = np.minimum(np.floor(counts / step + 0.5).astype(int) * step, units)
+    if not rounded.any():
+        rounded[int(np.argmax(counts))] = step
+    return rounded.tolist()
+
+
+def prunable(shape: Shape, kept: Kept) -> int:
+    """Return the parameters in heads and neurons: projections' weights, and the biases of their units."""
+    head = 4 * shape.hidden * shape.head_size + 3 * shape.head_size
+    neuron = 2 * shape.hidden + 1
+    return head * sum(kept["heads"]) + neuron * sum(kept["neurons"])
+
+
+def achieved_scale(shape: Shape, kept: Kept) -> float:
+    """Return the share of the prunable parameters that is really kept."""
+    return prunable(shape, kept) / prunable(shape, shape.full())
+
+
+def rows_of(plans: Mapping[float, Kept], shape: Shape) -> list[dict[str, Any]]:
+    """Return the rows of the table ``plan``, sorted."""
+    return [
+        {"scale": scale, "layer": layer, "axis": axis, "kept": count, "of": shape.units(axis)}
+        for scale, kept in sorted(plans.items())
+        for axis in AXES
+        for layer, count in enumerate(kept[axis])
+    ]
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[float, dict[str, list[int]]]:
+    """Return scale → axis → kept units of each layer from rows of the table ``plan``."""
+    plans: dict[float, dict[str, list[int]]] = {}
+    for row in sorted(rows, key=lambda r: (r["scale"], r["axis"], r["layer"])):
+        plans.setdefault(row["scale"], {axis: [] for axis in AXES})[row["axis"]].append(row["kept"])
+    return plans
+
+
+def scores_from_rows(rows: Sequence[Mapping[str, Any]], shape: Shape) -> dict[Axis, np.ndarray]:
+    """Return axis → ``(layers, units)`` scores from rows of the table ``importance``."""
+    scores: dict[Axis, np.ndarray] = {axis: np.zeros((shape.layers, shape.units(axis))) for axis in AXES}
+    for row in rows:
+        scores[row["axis"]][row["layer"], row["unit"]] = row["score"]
+    return scores

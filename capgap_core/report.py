@@ -1,0 +1,431 @@
+"""Composes the report of one run as markdown, from plain facts, for the Prefect UI and for GitHub.
+
+Imports nothing that computes: what is said here cannot move a number. Prefect renders GitHub tables, mermaid charts
+and images by data URI, and drops raw svg; an artifact should stay below 300 kB.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+LARGEST = 300_000
+"""Bytes of a report; figures that do not fit stay beside it."""
+
+_SPARE = 1000
+"""Bytes kept for headings and for the names of figures that do not fit."""
+
+GAP = 0.02
+"""Difference of the teacher's metric between the selection and the evaluation part from which the report warns."""
+
+NAMES = {
+    "teacher": "teacher",
+    "assistant": "assistant (TA)",
+    "student": "student (through the TA)",
+    "direct_flops": "direct_flops (no TA, equal FLOPs)",
+    "direct": "direct (no TA, equal epochs)",
+    "slimmed": "slimmed (not distilled)",
+}
+
+
+class Candidate(TypedDict):
+    """A row of ``tradeoff.parquet`` with the standard error of its metric on the selection part."""
+
+    scale: float
+    achieved: float
+    metric: float
+    stderr: float | None
+    tradeoff: float
+    chosen: bool
+    target: bool
+    wins_from: float | None
+    wins_to: float | None
+
+
+class Score(TypedDict):
+    """The primary metric on the evaluation part, a fraction, and its standard error over examples."""
+
+    value: float
+    stderr: float | None
+
+
+class Difference(TypedDict):
+    """Student minus a control on the same examples, with its paired 95% interval over examples."""
+
+    against: Literal["direct_flops", "direct"]
+    value: float
+    low: float
+    high: float
+    seeds_needed: int | None
+    """For an effect of this size; null where the effect is 0. 1000 stands for that many or more."""
+
+
+class Size(TypedDict):
+    """The four sizes of a model."""
+
+    parameters: int
+    non_embedding: int
+    flops: float
+    """Of one example of ``length`` tokens; a multiply-accumulate is 2."""
+    length: int
+    megabytes: float
+    latency_ms: dict[str, float] | None
+    """Batch size → milliseconds a batch; null where not measured."""
+
+
+class Data(TypedDict):
+    """How the data was cut."""
+
+    rows: dict[str, int]
+    """Part → rows."""
+    groups: int
+    largest_group: int
+    overlap: dict[str, int]
+    """Pair of parts, as ``selection / train`` → rows that equal, contain or are contained in one of the other part."""
+    dropped: int
+    """Training rows left out because they overlap the selection part."""
+    how: str
+    """How the parts were kept apart, in words or as the splits name it: groups, overlap-left-out."""
+    notes: list[str]
+
+
+class StageFact(TypedDict):
+    """A stage that the report rests on."""
+
+    name: str
+    stage: str
+    identity: str
+    code: str
+
+
+class Facts(TypedDict):
+    """All that a report says; metrics are fractions, and ``scores`` hold the primary metric on the evaluation part."""
+
+    title: str
+    dataset: str
+    task: str
+    metric: str
+    split: str
+    n: int
+    """Examples evaluated on."""
+    protocol: Literal["capgap", "paper"]
+    seed: int
+    device: str
+    target: float
+    """Nominal scale of the student."""
+    lam: float
+    metric_scale: Literal["raw", "normalised"]
+    candidates: list[Candidate]
+    """The candidates and the target's own row."""
+    chosen: float
+    margin: float | None
+    within_error: bool | None
+    assistant_preferred: bool
+    target_from: float | None
+    scores: dict[str, Score]
+    """Role → score; without the controls that were not asked for."""
+    constant: float
+    """The best constant predictor on the evaluation part."""
+    differences: list[Difference]
+    sizes: dict[str, Size]
+    spent: dict[str, float]
+    """Arm (student, direct, direct_flops) → FLOPs of all training after the teacher that it needed."""
+    teacher_on_selection: float
+    selection_seen: Literal["no", "unknown"]
+    """unknown: an accepted teacher, which may have been trained on the selection part."""
+    data: Data
+    stages: list[StageFact]
+    lineage: list[tuple[str, str]]
+    """Arrows between stages, as ``("data", "teacher")``; empty: no chart."""
+    student_path: str
+    remote_code: bool
+    """Whether loading needs ``trust_remote_code=True``."""
+    command: str
+    """The shell command that repeats the run."""
+
+
+def compose(facts: Facts, figures: Mapping[str, bytes] | None = None) -> str:
+    """Return the report as markdown, the verdict first.
+
+    Parameters
+    ----------
+    facts
+        What is to be said.
+    figures
+        File name (``arms.png``) → PNG; shown in this order at the end of their section (``arms`` with the results,
+        ``tradeoff`` with the candidates, all others with the training) while the report stays below ``LARGEST``.
+    """
+    text = _compose(facts, {})
+    return text if not figures else _compose(facts, _images(figures, LARGEST - len(text.encode())))
+
+
+def _compose(facts: Facts, images: Mapping[str, list[str]]) -> str:
+    parts = [
+        f"# {_text(facts['title'])}",
+        verdict_line(facts),
+        _headline(facts),
+        *_warnings(facts),
+        "## Results\n\n" + _results(facts),
+        *_differences(facts),
+        *images.get("results", []),
+        "## The student\n\n" + _loading(facts),
+        "## Candidates\n\n" + _choice(facts),
+        *images.get("candidates", []),
+        "## Sizes\n\n" + _sizes(facts),
+        *_spent(facts),
+        "## Data\n\n" + _data(facts["data"]),
+        *([f"## Training\n\n{images['training'][0]}", *images["training"][1:]] if "training" in images else []),
+        "## Stages\n\n" + _stages(facts),
+        *_lineage(facts),
+        f"## Repeat it\n\n```sh\n{facts['command']}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict_line(facts: Facts) -> str:
+    """Return what the run says of the assistant's worth: never more than one run can."""
+    found = next((d for d in facts["differences"] if d["against"] == "direct_flops"), None)
+    if found is None:
+        return (
+            "**Whether the assistant was worth it: not shown.** The control for equal FLOPs did not run; "
+            "`student.controls=true` runs it."
+        )
+    scores = facts["scores"]
+    side = "includes" if found["low"] <= 0 <= found["high"] else "excludes"
+    return (
+        f"**Whether the assistant was worth it: not shown.** At equal FLOPs the student scores "
+        f"{scores['student']['value']:.4f} through the assistant and {scores['direct_flops']['value']:.4f} straight "
+        f"from the teacher: {_signed(found['value'])} {facts['metric']}, 95% interval over the {facts['n']:,} examples "
+        f"{_signed(found['low'])} to {_signed(found['high'])}, which {side} zero. That compares these two models; one "
+        f"run never proves a method. {_seeds(found['seeds_needed'])}"
+    )
+
+
+def _seeds(needed: int | None) -> str:
+    if needed is None:
+        return "No number of seeds can show a difference of zero."
+    many = "1,000 seeds or more" if needed >= 1000 else f"About {needed} seeds"
+    return (
+        f"{many} would do for a difference of this size, if seeds spread as much as examples do "
+        "(from one run nothing else is known; 2 seeds or more measure it)."
+    )
+
+
+def _headline(facts: Facts) -> str:
+    scores, sizes = facts["scores"], facts["sizes"]
+    student, teacher = scores["student"]["value"], scores["teacher"]["value"]
+    share = f", {student / teacher:.1%} of the teacher's {teacher:.4f}" if teacher > 0 else ""
+    line = (
+        f"Student at scale {facts['target']:g}: **{facts['metric']} {_with_error(scores['student'])}** on "
+        f"{_text(facts['dataset'])} ({_text(facts['split'])}, {facts['n']:,} examples){share}; "
+        f"a constant answer scores {facts['constant']:.4f}."
+    )
+    if "student" not in sizes or "teacher" not in sizes:
+        return line
+    small, large = sizes["student"], sizes["teacher"]
+    kept = 1 - small["non_embedding"] / small["parameters"]
+    return (
+        f"{line} A student at scale {facts['target']:g} keeps all its embeddings: {kept:.1%} of all its parameters. "
+        f"In total it is {small['parameters'] / large['parameters']:.1%} of the teacher, without embeddings "
+        f"{small['non_embedding'] / large['non_embedding']:.1%}."
+    )
+
+
+def _warnings(facts: Facts) -> list[str]:
+    """Return a quoted line for everything that makes the numbers weaker than they look."""
+    said = []
+    gap = facts["teacher_on_selection"] - facts["scores"]["teacher"]["value"]
+    if abs(gap) > GAP:
+        said.append(
+            f"the teacher scores {facts['teacher_on_selection']:.4f} on the selection part and "
+            f"{facts['scores']['teacher']['value']:.4f} on the evaluation part, {abs(gap) * 100:.1f} points apart: the "
+            "part that chose the assistant is not like the one that is reported on."
+        )
+    if facts["selection_seen"] == "unknown":
+        said.append(
+            'the teacher came already fine-tuned (selection_seen="unknown"): it may have been trained on the selection '
+            "part, which then flatters large candidates. `data.splits` with a `selection` file gives a clean one."
+        )
+    if facts["protocol"] == "paper":
+        said.append(
+            'protocol="paper": the evaluation part was used for importance, for the choice and for this report, as in '
+            "the released code. The numbers are optimistic."
+        )
+    if not facts["assistant_preferred"]:
+        said.append(
+            f"at this λ no assistant is preferred: the target's own t is the highest. The run went on with the best "
+            f"candidate, {facts['chosen']:g}."
+        )
+    if facts["within_error"]:
+        said.append(
+            "the choice of the assistant is within noise: its margin is smaller than one standard error of the metric."
+        )
+    return [f"> **Note:** {line}" for line in said]
+
+
+def _results(facts: Facts) -> str:
+    rows = []
+    for role, name in NAMES.items():
+        if role not in facts["scores"]:
+            continue
+        score, size = facts["scores"][role], facts["sizes"].get(role)
+        scale = {"teacher": 1.0, "assistant": facts["chosen"]}.get(role, facts["target"])
+        rows.append(
+            [
+                name, f"{scale:g}", _with_error(score), _signed(score["value"] - facts["constant"]),
+                _count(size["parameters"]) if size else "–", _count(facts["spent"].get(role)),
+            ]
+        )  # fmt: skip
+    rows.append(["constant answer", "–", f"{facts['constant']:.4f}", "–", "–", "–"])
+    header = ["model", "scale", f"{facts['metric']} ± standard error", "above constant", "parameters", "FLOPs spent"]
+    return _table(header, rows)
+
+
+def _differences(facts: Facts) -> list[str]:
+    if not facts["differences"]:
+        return []
+    order = sorted(facts["differences"], key=lambda d: d["against"] != "direct_flops")
+    rows = [
+        [
+            NAMES[d["against"]], _signed(d["value"]), f"{_signed(d['low'])} to {_signed(d['high'])}",
+            {None: "–", 1000: "1,000 or more"}.get(d["seeds_needed"], str(d["seeds_needed"])),
+        ]
+        for d in order
+    ]  # fmt: skip
+    header = ["student minus", facts["metric"], "95% interval over examples", "seeds that would do"]
+    return [_table(header, rows)]
+
+
+def _loading(facts: Facts) -> str:
+    remote = ", trust_remote_code=True" if facts["remote_code"] else ""
+    return (
+        f"It is in `{facts['student_path']}` and loads without capgap:\n\n```python\n"
+        "from transformers import AutoModelForSequenceClassification\n"
+        f"model = AutoModelForSequenceClassification.from_pretrained({facts['student_path']!r}{remote})\n```"
+    )
+
+
+def _choice(facts: Facts) -> str:
+    kind = "m" if facts["metric_scale"] == "raw" else "(m - chance)/(teacher - chance)"
+    rows = [
+        [
+            f"{c['scale']:g}" + (" (target)" if c["target"] else ""), f"{c['achieved']:.4f}",
+            _with_error({"value": c["metric"], "stderr": c["stderr"]}), f"{c['tradeoff']:.4f}",
+            "never chosen" if c["target"] else "**chosen**" if c["chosen"] else "", _wins(c),
+        ]
+        for c in sorted(facts["candidates"], key=lambda c: (c["target"], -c["scale"]))
+    ]  # fmt: skip
+    header = ["scale", "achieved", f"m ({facts['metric']}, selection)", "t", "", "chosen for λ"]
+    margin = "There was no second candidate." if facts["margin"] is None else f"Tie margin {facts['margin']:.4f}."
+    beyond = facts["target_from"]
+    target = (
+        "No λ puts the target's own t first." if beyond is None else f"Beyond λ = {beyond:.3g} the target's t is first."
+    )
+    return f"t = {kind} + λ(1 - achieved scale), λ = {facts['lam']:g}. {margin} {target}\n\n{_table(header, rows)}"
+
+
+def _wins(candidate: Candidate) -> str:
+    if candidate["target"]:
+        return "–"
+    low, high = candidate["wins_from"], candidate["wins_to"]
+    if low is None:
+        return "never"
+    return f"{low:.3g} and more" if high is None else f"{low:.3g} to {high:.3g}"
+
+
+def _sizes(facts: Facts) -> str:
+    batches = sorted({b for s in facts["sizes"].values() for b in s["latency_ms"] or {}}, key=int)
+    rows = []
+    for role, name in NAMES.items():
+        if role not in facts["sizes"]:
+            continue
+        size = facts["sizes"][role]
+        latency = size["latency_ms"] or {}
+        rows.append(
+            [
+                name, f"{size['parameters']:,}", f"{size['non_embedding']:,}",
+                f"{1 - size['non_embedding'] / size['parameters']:.1%}", f"{_count(size['flops'])} at {size['length']}",
+                f"{size['megabytes']:.1f}", *(f"{latency[b]:.2f}" if b in latency else "–" for b in batches),
+            ]
+        )  # fmt: skip
+    header = ["model", "parameters", "non-embedding", "embeddings", "FLOPs an example, at tokens", "MB"]
+    return _table([*header, *(f"ms, batch {b} ({facts['device']})" for b in batches)], rows)
+
+
+def _spent(facts: Facts) -> list[str]:
+    spent = facts["spent"]
+    if not {"student", "direct_flops"} <= spent.keys() or spent["student"] <= 0:
+        return []
+    ratio = spent["direct_flops"] / spent["student"]
+    return [
+        f"FLOPs spent after the teacher: {_count(spent['student'])} on the student, its assistant and the candidates; "
+        f"{_count(spent['direct_flops'])} on direct_flops ({ratio:.1%} of it). A multiply-accumulate is 2 FLOPs."
+    ]
+
+
+def _data(data: Data) -> str:
+    parts = _table(["part", "rows"], [[_text(name), f"{rows:,}"] for name, rows in data["rows"].items()])
+    lines = [f"{data['groups']:,} groups, the largest of {data['largest_group']:,} rows. Cut: {_text(data['how'])}."]
+    if data["dropped"]:
+        lines.append(f"{data['dropped']:,} training rows overlap the selection part and were left out.")
+    lines += [f"Rows of {_text(pair)} that overlap: {rows:,}." for pair, rows in data["overlap"].items()]
+    lines += [_text(note) for note in data["notes"]]
+    return parts + "\n\n" + "\n".join(f"* {line}" for line in lines)
+
+
+def _stages(facts: Facts) -> str:
+    rows = [
+        [_text(s["name"]), _text(s["stage"]), f"`{s['identity'][:12]}`", f"`{s['code'][:12]}`"] for s in facts["stages"]
+    ]
+    about = f"Seed {facts['seed']}, protocol {facts['protocol']}, device {_text(facts['device'])}."
+    return f"{about}\n\n{_table(['result', 'stage', 'identity', 'code'], rows)}"
+
+
+def _lineage(facts: Facts) -> list[str]:
+    if not facts["lineage"]:
+        return []
+    names = list(dict.fromkeys(name for arrow in facts["lineage"] for name in arrow))
+    quoted = {name: f's{i}["{name.replace(chr(34), chr(39))}"]' for i, name in enumerate(names)}
+    arrows = "\n".join(f"  {quoted[a]} --> {quoted[b]}" for a, b in facts["lineage"])
+    return [f"```mermaid\nflowchart LR\n{arrows}\n```"]
+
+
+def _images(figures: Mapping[str, bytes], budget: int) -> dict[str, list[str]]:
+    """Return section → images as markdown; one that no longer fits is named instead."""
+    found: dict[str, list[str]] = {}
+    for name, png in figures.items():
+        title = name.removesuffix(".png")
+        section = {"arms": "results", "tradeoff": "candidates"}.get(title, "training")
+        image = f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+        if len(image) + _SPARE > budget:
+            image = f"The figure {name} is too large for this page; it is beside the report."
+        budget -= len(image)
+        found.setdefault(section, []).append(image)
+    return found
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _text(value: str) -> str:
+    """Return a name or note on one line, with nothing in it that a browser takes for a tag."""
+    return " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _with_error(score: Score) -> str:
+    return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def _count(value: int | float | None) -> str:
+    """Return a count to three digits with K, M, G, T or P."""
+    if value is None:
+        return "–"
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"

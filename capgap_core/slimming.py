@@ -1,0 +1,91 @@
+"""Make a model smaller: reorder its units, take prefixes of them, and gate them to see what they do."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from capgap_core.shapes import Axis, Kept, Shape
+
+
+def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[tuple[int, Axis], np.ndarray]) -> None:
+    """Permute the units of each layer in place, so that what matters most comes first; the function stays.
+
+    Parameters
+    ----------
+    order
+        (layer, axis) → the old number of each unit, ``(units,)``, in the new order.
+    """
+    state = model.state_dict()
+    with torch.no_grad():
+        for layer in range(shape.layers):
+            for p in family.PROJECTIONS:
+                width = shape.width(p.axis)
+                units = torch.as_tensor(order[layer, p.axis], dtype=torch.long)
+                index = (units[:, None] * width + torch.arange(width)).flatten()
+                name = p.name.format(layer=layer)
+                weight = state[f"{name}.weight"]
+                weight.copy_(weight.index_select(0 if p.side == "out" else 1, index.to(weight.device)))
+                if p.side == "out":
+                    bias = state[f"{name}.bias"]
+                    bias.copy_(bias.index_select(0, index.to(bias.device)))
+
+
+def prefix(family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: Kept) -> dict[str, Tensor]:
+    """Return a model's tensors with the projections cut to the prefix that is kept; views, so gradients flow back."""
+    cut = dict(state)
+    for layer in range(shape.layers):
+        for p in family.PROJECTIONS:
+            name, rows = p.name.format(layer=layer), kept[p.axis][layer] * shape.width(p.axis)
+            weight, bias = f"{name}.weight", f"{name}.bias"
+            if p.side == "out":
+                cut[weight], cut[bias] = state[weight][:rows], state[bias][:rows]
+            else:
+                cut[weight] = state[weight][:, :rows]
+    return cut
+
+
+def slim(family: ModuleType, model: PreTrainedModel, shape: Shape, kept: Kept) -> PreTrainedModel:
+    """Return a model that is really smaller: the prefix of each layer's units, and all of the rest."""
+    small = family.slimmed(model.config, kept)
+    cut = prefix(family, model.state_dict(), shape, kept)
+    small.load_state_dict({name: tensor.clone() for name, tensor in cut.items()})
+    return small
+
+
+@contextmanager
+def gated(
+    family: ModuleType, model: nn.Module, shape: Shape, gates: Mapping[tuple[int, Axis], Tensor]
+) -> Iterator[None]:
+    """Multiply each unit's output by its gate while the context lasts.
+
+    Parameters
+    ----------
+    gates
+        (layer, axis) → ``(batch, units)`` or ``(units,)``: a gate for each example and unit, or one for all
+        examples. Heads are gated before the output projection, neurons after the activation (MiniDisc).
+    """
+    modules = dict(model.named_modules())
+    handles = []
+    for (layer, axis), gate in gates.items():
+        (projection,) = [p for p in family.PROJECTIONS if p.axis == axis and p.side == "in"]
+        width = shape.width(projection.axis)
+        module = modules[projection.name.format(layer=layer)]
+        handles.append(module.register_forward_pre_hook(_hook(gate, width)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(gate: Tensor, width: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def multiply(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        wide = gate.repeat_interleave(width, dim=-1)
+        return (arguments[0] * (wide[:, None, :] if wide.dim() == 2 else wide), *arguments[1:])
+
+    return multiply

@@ -1,0 +1,56 @@
+"""Distil one student from one teacher: the student through its assistant, or a control."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from capgap_core import models, plan, scoring, steps, tables
+from capgap_core.machine import autocast, keep_in, ready
+from capgap_core.progress import Progress
+from capgap_core.recipes import Execution
+from capgap_core.records import Input, Made, ModelInput, Reference
+from capgap_core.training import Training, train
+
+
+class Recipe(BaseModel):
+    """What moves a student, beside its teacher and its initial weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str
+    temperature: float
+    training: Training
+
+
+def run(
+    recipe: Recipe, inputs: Mapping[str, Input], out_dir: Path, *, execution: Execution, progress: Progress
+) -> Made:
+    """Write ``model/`` (the student, which loads without capgap), ``plan`` and ``steps``."""
+    data, start = inputs["data"], inputs["start"]
+    assert isinstance(data, Reference)
+    assert isinstance(start, ModelInput)
+    assert start.scale is not None
+    adapter, training = models.family(recipe.family), recipe.training
+    with ready(execution, seed=training.seed) as device:
+        teacher = models.moved(models.load(adapter, inputs["teacher"]), device)
+        keep_in(teacher, training.dtype)
+        student = models.moved(models.load(adapter, start), device)
+        shape = adapter.shape_of(student.config)
+        distillation = steps.Distillation(
+            teacher,
+            layers=shape.layers,
+            regression=data.summary["task"] == "regression",
+            temperature=recipe.temperature,
+            context=lambda: autocast(device, training.dtype),
+        )
+        loss_of = distillation.loss_of(student)
+        log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
+        student.train()
+        for step in train(student, scoring.examples(data, "train"), training, loss_of, device=device, stage="distil"):
+            log.add(step)
+        done, tokens = log.close()
+        models.save(models.moved(student.eval(), "cpu"), models.model_folder(start), out_dir / "model")
+    kept = {start.scale: models.kept_of(start.reference, start.scale)}
+    tables.write(out_dir / "plan.parquet", "plan", plan.rows_of(kept, shape))
+    return Made(summary={"scale": start.scale}, steps_trained=done, tokens=tokens)

@@ -1,0 +1,76 @@
+"""All candidates and the target trained at once, as prefixes of shared weights (MiniDisc, Optimization)."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from capgap_core import models, scoring, slimming, steps, tables
+from capgap_core.machine import autocast, keep_in, ready
+from capgap_core.progress import Progress
+from capgap_core.recipes import Execution
+from capgap_core.records import Input, Made, Reference
+from capgap_core.training import Training, train
+
+
+class Recipe(BaseModel):
+    """What moves the shared weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str
+    scales: tuple[float, ...]
+    """The candidates and the target, from large to small."""
+    mode: Literal["all", "sampled"]
+    random: int
+    temperature: float
+    training: Training
+
+
+def run(
+    recipe: Recipe, inputs: Mapping[str, Input], out_dir: Path, *, execution: Execution, progress: Progress
+) -> Made:
+    """Write ``model/`` (the shared weights), ``plan`` and ``steps``."""
+    data, start = inputs["data"], inputs["importance"]
+    assert isinstance(data, Reference)
+    assert isinstance(start, Reference)
+    adapter, training = models.family(recipe.family), recipe.training
+    with ready(execution, seed=training.seed) as device:
+        teacher = models.moved(models.load(adapter, inputs["teacher"]), device)
+        keep_in(teacher, training.dtype)
+        model = models.moved(models.load(adapter, start), device)
+        shape, plans = adapter.shape_of(model.config), models.plans_of(start)
+        state = dict(model.named_parameters())
+
+        def slices(scale: float) -> dict[str, Tensor]:
+            return slimming.prefix(adapter, state, shape, plans[scale])
+
+        distillation = steps.Distillation(
+            teacher,
+            layers=shape.layers,
+            regression=data.summary["task"] == "regression",
+            temperature=recipe.temperature,
+            context=lambda: autocast(device, training.dtype),
+        )
+        loss_of = distillation.sandwich_of(model, slices, _drawn(recipe))
+        log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
+        model.train()
+        for step in train(model, scoring.examples(data, "train"), training, loss_of, device=device, stage="sandwich"):
+            log.add(step)
+        done, tokens = log.close()
+        models.save(models.moved(model.eval(), "cpu"), models.model_folder(start), out_dir / "model")
+    kept = [row for row in tables.read(start.table("plan")) if row["scale"] in recipe.scales]
+    tables.write(out_dir / "plan.parquet", "plan", kept)
+    return Made(summary={"scales": list(recipe.scales)}, steps_trained=done, tokens=tokens)
+
+
+def _drawn(recipe: Recipe) -> Callable[[], Sequence[float]]:
+    """Return the scales of each step: all, or the largest, the smallest and some drawn between them."""
+    between = recipe.scales[1:-1]
+    if recipe.mode == "all" or len(between) <= recipe.random:
+        return lambda: recipe.scales
+    draw = random.Random(recipe.training.seed)
+    return lambda: (recipe.scales[0], *sorted(draw.sample(between, recipe.random), reverse=True), recipe.scales[-1])

@@ -1,0 +1,142 @@
+"""One optimizer step and the loop around it: the only training loop of the project."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from capgap_core import batches
+from capgap_core.batches import Batch, Examples
+from capgap_core.errors import NonFinite
+from capgap_core.machine import Precision
+
+
+class Training(BaseModel):
+    """How a stage trains, resolved: no field is left for a machine to decide."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    steps: int
+    learning_rate: float
+    batch_size: int
+    micro_batch: int
+    weight_decay: float
+    warmup: float
+    clip: float
+    dtype: Precision
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One part of a loss: a sum, and what it is a sum over."""
+
+    name: str
+    total: Tensor
+    per: Literal["examples", "tokens"]
+    weight: float = 1.0
+    scale: float | None = None
+    """The scale of the sub-network it belongs to, where several train at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one optimizer step says of itself."""
+
+    step: int
+    tokens: int
+    """Real tokens seen so far."""
+    terms: dict[tuple[float | None, str], float] = field(default_factory=dict)
+    """(scale, name) → mean over the step, before weights."""
+    lr: float
+    grad_norm: float
+    """Norm before clipping."""
+    tokens_per_second: float
+
+
+LossOf = Callable[[Batch], Iterable[list[Term]]]
+"""Yields the terms of a batch in groups; each group is differentiated before the next is computed."""
+
+
+def train(
+    model: nn.Module, examples: Examples, training: Training, loss_of: LossOf, *, device: torch.device, stage: str
+) -> Iterator[Step]:
+    """Train ``model`` in place and yield a record of every optimizer step.
+
+    Every term is divided once, by the examples or real tokens of the whole optimizer step, so that micro-batches
+    change nothing but memory. AdamW without decay for biases and LayerNorm; the learning rate rises linearly for
+    the ``warmup`` share of the steps and then falls linearly to zero (MiniDisc, scripts).
+
+    Raises
+    ------
+    NonFinite
+        Before the optimizer step, where a loss or the norm of the gradient is NaN or infinite.
+    """
+    optimizer = torch.optim.AdamW(_groups(model, training.weight_decay), lr=training.learning_rate, fused=True)
+    order = batches.endless(examples.lengths, batch_size=training.batch_size, seed=training.seed)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    seen, clock = 0, time.monotonic()
+    for step in range(1, training.steps + 1):
+        index = next(order)
+        tokens = int(examples.lengths[index].sum())
+        counts = {"examples": len(index), "tokens": tokens}
+        terms: dict[tuple[float | None, str], float] = {}
+        for start in range(0, len(index), training.micro_batch):
+            batch = examples.batch(index[start : start + training.micro_batch]).to(device)
+            for group in loss_of(batch):
+                _backward(group, counts, terms)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.clip))
+        _refuse_non_finite(stage, step, terms, norm)
+        lr = training.learning_rate * _rate(step, training)
+        for options in optimizer.param_groups:
+            options["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen += tokens
+        rate = seen / max(time.monotonic() - clock, 1e-9)
+        yield Step(step=step, tokens=seen, terms=terms, lr=lr, grad_norm=norm, tokens_per_second=rate)
+
+
+def _backward(group: list[Term], counts: dict[str, int], terms: dict[tuple[float | None, str], float]) -> None:
+    means = [term.total / counts[term.per] for term in group]
+    torch.stack([term.weight * mean for term, mean in zip(group, means, strict=True)]).sum().backward()
+    for term, mean in zip(group, means, strict=True):
+        key = (term.scale, term.name)
+        terms[key] = terms.get(key, 0.0) + float(mean.detach())
+
+
+def _rate(step: int, training: Training) -> float:
+    """Return the share of the peak learning rate at a step counted from 1."""
+    rising = max(1, round(training.warmup * training.steps))
+    if step <= rising:
+        return step / rising
+    return (training.steps - step + 1) / (training.steps - rising + 1)
+
+
+def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
+    """Return parameter groups: no decay for biases and normalisation, which are the one-dimensional ones."""
+    held = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in held if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in held if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _refuse_non_finite(stage: str, step: int, terms: dict[tuple[float | None, str], float], norm: float) -> None:
+    bad = [f"{name} (scale {scale})" for (scale, name), value in terms.items() if not _finite(value)]
+    if not _finite(norm):
+        bad.append("the gradient's norm")
+    if bad:
+        raise NonFinite(
+            stage,
+            f"step {step}: {', '.join(bad)} is not finite; the step was not taken",
+            "Lower the learning rate, or train with dtype=float32.",
+        )
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0

@@ -1,0 +1,1 @@
+"""The deployments, and the doors to them: command line and local server."""

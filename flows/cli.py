@@ -1,0 +1,144 @@
+"""The command line: ``capgap up``, ``capgap run`` and ``capgap show``.
+
+Nothing here needs torch, and Prefect is imported only once the input is known to be good.
+"""
+
+import argparse
+import atexit
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from capgap_core.errors import InputFaults
+from flows import params, present, runs, servers, show, up
+from flows.places import default_root, named_api, rooted
+from flows.registry import FLOWS, flow_of
+
+COMPLETED, FAILED, BAD_INPUT = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    given = parser().parse_args(argv)
+    try:
+        with servers.interruptible():
+            return int(given.do(given))
+    except servers.Interrupted as interrupted:
+        say(f"interrupted by {signal.Signals(interrupted.number).name}")
+        return 128 + interrupted.number
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what understands the command line."""
+    top = argparse.ArgumentParser(prog="capgap", description="Compress a language model through teacher assistants.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("run", help="run one method here and print its result")
+    one.add_argument("name", metavar="NAME", choices=sorted(FLOWS), help=", ".join(sorted(FLOWS)))
+    one.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="a parameter: student.scale=0.05")
+    one.add_argument("--params", metavar="FILE", help="parameters from a JSON file; -p goes over it")
+    one.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
+    one.set_defaults(do=_run)
+    page = commands.add_parser("up", help="start the local server and serve every method until Ctrl-C")
+    page.add_argument("--run", choices=sorted(FLOWS), metavar="NAME", help="run this one first, and print its result")
+    page.add_argument("--no-keep", action="store_true", help="stop everything once the run has ended")
+    page.set_defaults(do=_up)
+    look = commands.add_parser("show", help="list finished runs, or show a run or a stage of the store")
+    look.add_argument("what", nargs="?", metavar="WHAT", help="last, the start of a run's id, or stage/identity")
+    look.add_argument("--json", action="store_true", help="print JSON")
+    look.set_defaults(do=_show)
+    return top
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _run(given: argparse.Namespace) -> int:
+    try:
+        parameters = _checked(given)
+    except InputFaults as faults:
+        say(str(faults))
+        return _print_failure(given, runs.failure(given.name, faults), BAD_INPUT)
+    root = Path(parameters["run"]["root"])
+    _use_server(root)
+    with contextlib.redirect_stdout(sys.stderr):
+        result, status = _ran(given.name, parameters, root)
+    if status != COMPLETED:
+        return _print_failure(given, result, status)
+    print(json.dumps(result, allow_nan=False) if given.json else present.table(result))
+    return status
+
+
+def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, Any], int]:
+    """Return the result of a run in this process, finished or not, and the exit status."""
+    before = _ended(root)
+    try:
+        return flow_of(name)(**parameters), COMPLETED
+    except InputFaults as faults:  # what was there at the check has gone since
+        say(str(faults))
+        return runs.failure(name, faults), BAD_INPUT
+    except Exception as error:
+        say(f"{type(error).__name__}: {error}")
+        new = [result for result in runs.results(root) if result["run_id"] not in before]
+        return new[0] if new else runs.failure(name, error), FAILED
+
+
+def _ended(root: Path) -> set[str]:
+    return {result["run_id"] for result in runs.results(root)}
+
+
+def _print_failure(given: argparse.Namespace, failed: dict[str, Any], status: int) -> int:
+    if given.json:
+        print(json.dumps(failed, allow_nan=False))
+    return status
+
+
+def _checked(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters with an absolute store, after every check that can be done before a stage."""
+    parameters, faults = params.gather(given.p, given.params)
+    parameters = rooted(parameters)
+    from capgap_core import preflight  # noqa: PLC0415 - only a run needs the readers it brings
+
+    try:
+        preflight.check(parameters)
+    except InputFaults as found:
+        raise InputFaults([*faults, *found.faults]) from None
+    if faults:
+        raise InputFaults(faults)
+    return parameters
+
+
+def _use_server(root: Path) -> None:
+    """Point Prefect at a server: the one the user named, that of ``capgap up``, or one that ends with this process."""
+    if named := named_api():
+        say(f"Prefect server: {named[0]} (from {named[1]})")
+        return
+    url = servers.announced_server(root)
+    if url is None:
+        child, url = servers.start_server(root)
+        atexit.register(child.stop)  # before Prefect registers its own, so after it has sent its last lines
+        say(f"Prefect server for this run: {url.removesuffix('/api')} (later: capgap up)")
+    else:
+        say(f"Prefect server: {url.removesuffix('/api')} (of capgap up)")
+    for name in servers.FOREIGN:
+        os.environ.pop(name, None)
+    os.environ.update(servers.environment(root, url))
+
+
+def _up(given: argparse.Namespace) -> int:
+    keep = given.run is None or (sys.stdout.isatty() and not given.no_keep)
+    return up.up(default_root(), run=given.run, keep=keep, say=say)
+
+
+def _show(given: argparse.Namespace) -> int:
+    return show.show(default_root(), given.what, as_json=given.json, say=say)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""What every flow does around its chain: check first, run stages as tasks, publish, and say what went wrong."""
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
+from pydantic import BaseModel
+
+from capgap_core import preflight
+from capgap_core.errors import InputFaults
+from capgap_core.recipes import Execution
+from capgap_core.records import Input, Reference
+from flows import publish
+from flows.places import rooted
+from flows.runs import RunFolder
+from tasks.candidates import candidates
+from tasks.data import data
+from tasks.distil import distil
+from tasks.evaluate import evaluate
+from tasks.importance import importance
+from tasks.latency import latency
+from tasks.report import report
+from tasks.sandwich import sandwich
+from tasks.stage_task import StageTask
+from tasks.teacher import teacher
+from tasks.tradeoff import tradeoff
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+STAGES: dict[str, StageTask] = {
+    "data": data,
+    "teacher": teacher,
+    "importance": importance,
+    "sandwich": sandwich,
+    "candidates": candidates,
+    "tradeoff": tradeoff,
+    "distil": distil,
+    "evaluate": evaluate,
+    "latency": latency,
+    "report": report,
+}
+
+
+def described(recipe: type[BaseModel]) -> Callable[[Function], Function]:
+    """Return a decorator that tells the form in the UI what the recipe says of each parameter.
+
+    Prefect reads the descriptions of parameters from the docstring only, and only in this form.
+    """
+
+    def decorate(function: Function) -> Function:
+        lines = []
+        for name, field in recipe.model_fields.items():
+            part = field.annotation
+            own = part.__doc__ if isinstance(part, type) and issubclass(part, BaseModel) else ""
+            lines.append(f"    {name}: {field.description or own or ''}")
+        function.__doc__ = "\n".join([function.__doc__ or "", "", "Args:", *lines])
+        return function
+
+    return decorate
+
+
+def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, Any]:
+    """Run the chain of this name with its stages as tasks; return its result.
+
+    Raises
+    ------
+    InputFaults
+        Before any stage, with every fault.
+    StageFailed
+        Names the stage, the reason and the command that resumes the run.
+    """
+    parameters = rooted(dict(asked))
+    checked = preflight.check(parameters)
+    run_id = str(flow_run.get_id())
+    folder = RunFolder(name, Path(parameters["run"]["root"]), run_id, url_for("flow-run", obj_id=run_id))
+    folder.begin(parameters)
+    try:
+        return _conclude(folder, checked.parameters.run, _follow()(checked, _caller(folder, logger)))
+    except InputFaults:
+        raise
+    except Exception as error:
+        named = folder.named(error)
+        folder.fail(named)
+        raise named from error
+    except BaseException as error:
+        folder.fail(error)
+        raise
+
+
+def _follow() -> Any:
+    """Return the chain; it needs torch, so not before the check."""
+    return importlib.import_module("capgap_core.chain").follow
+
+
+def _caller(folder: RunFolder, logger: Logger) -> Any:
+    def call(
+        stage: str, recipe: BaseModel, inputs: Mapping[str, Input], *, role: str, execution: Execution
+    ) -> Reference:
+        folder.stage = f"{stage} {role}".strip()
+        made = STAGES[stage](recipe, inputs, role=role, execution=execution)
+        logger.info("%s: %s (%s)", folder.stage, "reused" if made.reused else "made", made.why)
+        folder.made.append((role, made))
+        return made
+
+    return call
+
+
+def _conclude(folder: RunFolder, execution: Execution, outcome: Any) -> dict[str, Any]:
+    """Publish what the run found, and write it into the run's folder."""
+    head = publish.header(outcome.result["stages"], folder.url, folder.run_id, execution)
+    whole = head + "\n" + outcome.report.folder.joinpath("report.md").read_text(encoding="utf8")
+    publish.publish_report(whole)
+    publish.publish_tables(outcome.stages)
+    return folder.finish(outcome.result, whole)

@@ -1,0 +1,102 @@
+"""Render a result as the plain table that commands print."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return everything a user wants to see of a finished run, as plain text."""
+    parts = [
+        _heading(result),
+        grid(*_models(result)),
+        _choice(result),
+        f"steps_trained {result['steps_trained']}   {_stages(result['stages'])}   {result['seconds']:.1f} s",
+        _paths(result),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows in columns: the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
+    lines = []
+    for line in [heads, *rows]:
+        cells = [
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def loading(student: str) -> str:
+    """Return the two lines that load a student, in a process that need not have capgap."""
+    return (
+        "from transformers import AutoModelForSequenceClassification\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("{student}", trust_remote_code=True)'
+    )
+
+
+def number(value: Any, style: str = ",.0f") -> str:
+    """Return a number as text, and a dash where there is none."""
+    return "-" if value is None else format(value, style)
+
+
+def _heading(result: Mapping[str, Any]) -> str:
+    return f"{result['flow']}: {result['metric']} on {result['split']}, {result['n']} examples   run {result['run_id']}"
+
+
+def _models(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    scores, sizes = result["scores"], result["sizes"]
+    metrics = sorted({m for held in scores.values() for m in held}, key=lambda m: (m != result["metric"], m))
+    batches = sorted({b for held in sizes.values() for b in held.get("latency_ms") or {}}, key=int)
+    heads = ["model", *metrics, "parameters", "non-embedding", "GFLOPs", "MB", *(f"ms at batch {b}" for b in batches)]
+    rows = []
+    for role in scores:
+        size = sizes.get(role, {})
+        flops = size.get("flops")
+        latency = size.get("latency_ms") or {}
+        rows.append(
+            [
+                role,
+                *(number(scores[role].get(m), ".4f") for m in metrics),
+                number(size.get("parameters")),
+                number(size.get("non_embedding")),
+                number(None if flops is None else flops / 1e9, ".3f"),
+                number(size.get("megabytes"), ".1f"),
+                *(number(latency.get(b), ".2f") for b in batches),
+            ]
+        )
+    return heads, rows
+
+
+def _choice(result: Mapping[str, Any]) -> str:
+    chosen = result["chosen_scale"]
+    rows = [
+        [
+            format(c["scale"], "g"),
+            number(c["metric"], ".4f"),
+            number(c["tradeoff"], ".4f"),
+            "chosen" if c["scale"] == chosen else "",
+        ]
+        for c in result["candidates"]
+    ]
+    if not rows:
+        return ""
+    margin = f"margin to the next: {number(result['margin'], '.4f')}"
+    return grid(["candidate", "metric", "tradeoff", ""], rows) + "\n" + margin
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
+    reused = sum(bool(stage["reused"]) for stage in stages)
+    said = f"{len(stages)} stages, {reused} reused"
+    other = sum("other code" in stage["why"] for stage in stages)
+    return f"{said} ({other} made by other code)" if other else said
+
+
+def _paths(result: Mapping[str, Any]) -> str:
+    student, report = result["paths"].get("student"), result["paths"].get("report")
+    lines = [f"report   {report}"] if report else []
+    if student:
+        lines += [f"student  {student}", "", loading(student)]
+    return "\n".join(lines)

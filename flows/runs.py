@@ -1,0 +1,101 @@
+"""A run's own folder below the store: its parameters, its result and its report."""
+
+import json
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from capgap_core.errors import CapgapError, InputFaults, StageFailed
+from capgap_core.records import Reference
+from capgap_core.store import write_atomically
+
+SCHEMA = "capgap.run/1"
+
+
+def folder_of(root: Path, run_id: str) -> Path:
+    """Return the folder of a run."""
+    return root / "runs" / run_id
+
+
+def failure(
+    flow: str, error: BaseException, *, run_id: str = "", url: str | None = None, stage: str = "", resume: str = ""
+) -> dict[str, Any]:
+    """Return the result of a run that did not finish, with the keys of one that did."""
+    faults = error.as_dicts() if isinstance(error, InputFaults) else []
+    if not faults:
+        remedy = error.remedy if isinstance(error, StageFailed) else resume
+        rule = error.why if isinstance(error, StageFailed) else f"{type(error).__name__}: {error}"
+        faults = [{"field": stage or flow, "value": "", "rule": rule, "remedy": remedy}]
+    status = "failed" if isinstance(error, Exception) else "interrupted"
+    return {
+        "schema": SCHEMA, "flow": flow, "status": status, "run_id": run_id, "url": url, "seconds": 0.0,
+        "steps_trained": 0, "metric": None, "split": None, "n": None, "scores": {}, "candidates": [],
+        "chosen_scale": None, "margin": None, "sizes": {}, "stages": [], "paths": {"student": None, "report": None},
+        "error": {"stage": stage or None, "faults": faults, "resume": resume or None},
+    }  # fmt: skip
+
+
+def stage_rows(made: Sequence[tuple[str, Reference]]) -> list[dict[str, Any]]:
+    """Return what a result says of each stage."""
+    kept = ("stage", "identity", "code", "digest", "reused", "why", "seconds", "path")
+    return [{"role": role, **{name: getattr(reference, name) for name in kept}} for role, reference in made]
+
+
+class RunFolder:
+    """What a flow writes about itself while it runs and when it ends."""
+
+    def __init__(self, flow: str, root: Path, run_id: str, url: str | None) -> None:
+        self.flow, self.run_id, self.url = flow, run_id, url
+        self.path = folder_of(root, run_id)
+        self.made: list[tuple[str, Reference]] = []
+        self.stage = ""
+        """The stage that is running, for the message where it fails."""
+        self._started = time.monotonic()
+
+    @property
+    def resume(self) -> str:
+        """Return the command that takes the run up where it stopped."""
+        return f"capgap run {self.flow} --params {shlex.quote(str(self.path / 'params.json'))}"
+
+    def begin(self, parameters: Mapping[str, Any]) -> None:
+        """Keep the parameters, so that the run can be resumed from them."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "params.json", json.dumps(parameters, indent=1, sort_keys=True) + "\n")
+
+    def finish(self, result: Mapping[str, Any], report: str) -> dict[str, Any]:
+        """Write result and report; return the result with what only the run knows."""
+        held = {
+            **result, "schema": SCHEMA, "flow": self.flow, "status": "completed", "run_id": self.run_id,
+            "url": self.url, "seconds": self._seconds(), "error": None,
+        }  # fmt: skip
+        held["paths"] = {**result["paths"], "report": str(self.path / "report.md")}
+        write_atomically(self.path / "report.md", report)
+        self._write(held)
+        return held
+
+    def fail(self, error: BaseException) -> None:
+        """Write what is known of a run that did not finish."""
+        held = failure(self.flow, error, run_id=self.run_id, url=self.url, stage=self.stage, resume=self.resume)
+        trained = sum(reference.steps_trained for _, reference in self.made if not reference.reused)
+        self._write({**held, "seconds": self._seconds(), "steps_trained": trained, "stages": stage_rows(self.made)})
+
+    def named(self, error: Exception) -> CapgapError:
+        """Return the error as one that says which stage failed, why, and what resumes the run."""
+        said = f"Resume with: {self.resume}"
+        if isinstance(error, StageFailed):
+            return type(error)(error.stage, error.why, f"{error.remedy} {said}".strip())
+        return StageFailed(self.stage or self.flow, f"{type(error).__name__}: {error}", said)
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)
+
+    def _write(self, held: Mapping[str, Any]) -> None:
+        write_atomically(self.path / "result.json", json.dumps(held, indent=1, allow_nan=False) + "\n")
+
+
+def results(root: Path) -> list[dict[str, Any]]:
+    """Return the results of every run that has ended, newest first."""
+    paths = sorted((root / "runs").glob("*/result.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    return [json.loads(path.read_text(encoding="utf8")) for path in paths]

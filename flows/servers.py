@@ -1,0 +1,228 @@
+"""Start and stop what a command needs beside itself: a Prefect server that keeps to itself, and child processes."""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+PORT = 4200
+"""Tried first; Prefect's own default."""
+PATIENCE = 120.0
+"""Seconds a server may take: its first start on a slow machine makes its data base."""
+GRACE = 30.0
+"""Seconds a child may take to end after it was asked to."""
+PATIENT_THREADS = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "5000")}
+"""How long OpenMP's threads spin before they sleep. By default so long that a training process which shares its cores
+with a server or a second run gets many times slower; at this value it runs as fast as ever where it is alone."""
+FOREIGN = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
+"""Variables that name profiles of the user's own Prefect, which capgap's own has not."""
+_PR_SET_PDEATHSIG = 1
+
+
+class Interrupted(BaseException):
+    """A signal asked the command to end; beside ``Exception`` so that nothing on the way takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+class Child:
+    """A process in a group of its own, which ends with this one whatever happens."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path | None) -> None:
+        self._log = log
+        out = subprocess.PIPE if log is None else log.open("wb")
+        try:
+            self.process = subprocess.Popen(
+                command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=_die_with_parent,  # noqa: PLW1509 - two system calls, no lock
+            )  # fmt: skip
+        finally:
+            if log is not None:
+                out.close()  # type: ignore[union-attr]
+
+    def stop(self) -> None:
+        """Ask the whole group to end, wait, and end what is left; signals are ignored while it takes."""
+        with _undisturbed():
+            self._stop()
+
+    def _stop(self) -> None:
+        for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 5.0)):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                break
+            deadline = time.monotonic() + patience
+            while self._alive() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def last_lines(self) -> str:
+        """Return the end of what the child has written to its log."""
+        if self._log is None or not self._log.is_file():
+            return ""
+        return "\n".join(self._log.read_text(encoding="utf8", errors="replace").splitlines()[-15:])
+
+    def _alive(self) -> bool:
+        self.process.poll()
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def _die_with_parent() -> None:
+    """Have Linux end this child where its parent is killed without a chance to do so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the signals that end a process into ``Interrupted``, so that children are stopped on the way out."""
+
+    def raise_it(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, raise_it) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore those signals while children are being stopped; it takes seconds at most."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def home(root: Path) -> Path:
+    """Return the folder in which capgap's own Prefect server keeps its data base and logs."""
+    return root / "prefect"
+
+
+def environment(root: Path, url: str | None) -> dict[str, str]:
+    """Return the variables of a process that talks to capgap's own server, and to nothing else."""
+    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    local = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1"]))
+    own = {
+        "CAPGAP_ARTIFACTS": str(root),
+        "PREFECT_HOME": str(home(root)),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "DO_NOT_TRACK": "1",
+        **PATIENT_THREADS,
+        "NO_PROXY": local,
+        "no_proxy": local,
+    }
+    return kept | own | ({"PREFECT_API_URL": url} if url else {})
+
+
+def start_server(root: Path) -> tuple[Child, str]:
+    """Start a server of capgap's own on this machine only; return it and the address of its API."""
+    home(root).mkdir(parents=True, exist_ok=True)
+    with _locked(home(root) / "start.lock"):  # two that make one data base at once would fail
+        port = free_port()
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        url = f"http://127.0.0.1:{port}/api"
+        child = Child(command, environment(root, url), home(root) / "server.log")
+        try:
+            wait_for(lambda: healthy(url), child, "the Prefect server")
+        except BaseException:
+            child.stop()
+            raise
+    return child, url
+
+
+def free_port() -> int:
+    """Return Prefect's own port where it is free, else any free one."""
+    for port in (PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("no free port on 127.0.0.1")
+
+
+def healthy(url: str) -> bool:
+    """Return whether a Prefect server answers at this address."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def wait_for(ready: Callable[[], bool], child: Child, name: str) -> None:
+    """Wait until ``ready``; raise where the child ends before, with the last lines it wrote."""
+    deadline = time.monotonic() + PATIENCE
+    while not ready():
+        if child.process.poll() is not None:
+            raise ChildProcessError(f"{name} ended with status {child.process.returncode}:\n{child.last_lines()}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{name} was not ready after {PATIENCE:.0f} seconds:\n{child.last_lines()}")
+        time.sleep(0.1)
+
+
+@contextmanager
+def announced(root: Path, url: str) -> Iterator[None]:
+    """Let other commands find the server of ``capgap up``; a lock that the kernel frees says that it lives."""
+    with _locked(home(root) / "up.lock"):
+        path = home(root) / "up.json"
+        path.write_text(json.dumps({"api": url}) + "\n", encoding="utf8")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def announced_server(root: Path) -> str | None:
+    """Return the address of the API of a ``capgap up`` that serves this store now."""
+    lock, path = home(root) / "up.lock", home(root) / "up.json"
+    if not lock.is_file() or not path.is_file():
+        return None
+    with lock.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            try:
+                url = str(json.loads(path.read_text(encoding="utf8"))["api"])
+            except (OSError, ValueError):
+                return None  # it is just going, or just coming
+            return url if healthy(url) else None
+    return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield

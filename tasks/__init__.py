@@ -1,0 +1,1 @@
+"""One Prefect task per stage; each builds one stage of ``capgap_core``."""
