@@ -3,7 +3,7 @@ PYTHON ?= python3
 STAMP := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: run up test check clean install
+.PHONY: run up test check results clean install
 
 run: install
 	@$(BIN)/capgap up --run minidisc $(if $(filter 0,$(KEEP)),--no-keep)
@@ -20,6 +20,10 @@ check: install
 	@$(BIN)/pyright
 	@$(BIN)/python -m pytest -q tests/test_architecture.py
 	@$(BIN)/python -m pytest -q --ignore=tests/test_architecture.py
+
+# Makes every published run (hours), then the README's table: make results DATA=<folder of the sets> TEACHER=<folder>
+results: install
+	@$(BIN)/python -m flows.results run --data "$(DATA)" --teacher "$(TEACHER)" && $(BIN)/python -m flows.results table
 
 # Installs again only where what is asked for has changed: the stamp holds the hash of both files.
 install:

@@ -40,10 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.update(servers.PATIENT_THREADS)
     asked = asked_for(given.data, given.teacher, given.root, sets=given.sets, seeds=given.seeds)
     try:
-        make_all(asked, PUBLISHED, _made)
+        with servers.interruptible():
+            make_all(asked, PUBLISHED, _made)
     except InputFaults as faults:
         _say(str(faults))
         return 2
+    except servers.Interrupted as interrupted:
+        _say(f"interrupted; what has finished is in {PUBLISHED}, and the same command goes on")
+        return 128 + interrupted.number
     return 0
 
 
@@ -102,6 +106,7 @@ def make_one(name: str, p: Minidisc, make: Make) -> dict[str, Any]:
     """Make a run in a folder of its own below the store; return its result, with what ``study.Run`` asks for."""
     path = _folder(name, p)
     folder = runs.RunFolder("minidisc", path.parents[1], path.name, None)
+    (path / "result.json").unlink(missing_ok=True)  # it belongs to the parameters that are about to be replaced
     folder.begin(p.model_dump(mode="json"))
     try:
         outcome = make(p)
@@ -115,8 +120,12 @@ def make_one(name: str, p: Minidisc, make: Make) -> dict[str, Any]:
 
 
 def run_of(result: Mapping[str, Any]) -> study.Run:
-    """Return the result of ``make_one`` as the study takes it."""
-    return study.Run(result=result, **result["study"])
+    """Return the result of ``make_one`` as the study takes it.
+
+    The assistant is one of the candidates, so the stages that made and evaluated all of them are its own.
+    """
+    stages = [{**s, "role": "assistant"} if s["role"] == "candidate" else s for s in result["stages"]]
+    return study.Run(result={**result, "stages": stages}, **result["study"])
 
 
 def write(path: Path, frame: pd.DataFrame) -> None:
