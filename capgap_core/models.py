@@ -16,7 +16,9 @@ from capgap_core import plan, slimming, tables
 from capgap_core.records import Input, ModelInput, Reference
 from capgap_core.shapes import Kept, Shape
 
+# A new head on a bare encoder is what is asked for, not what a user has to be warned of.
 transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
 
 
 def family(name: str) -> ModuleType:

@@ -15,8 +15,9 @@ from capgap_core.errors import InputFaults
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
 from flows import publish
+from flows.page import page
 from flows.places import rooted
-from flows.runs import RunFolder
+from flows.runs import RunFolder, siblings
 from tasks.candidates import candidates
 from tasks.data import data
 from tasks.distil import distil
@@ -112,8 +113,10 @@ def _caller(folder: RunFolder, logger: Logger) -> Any:
 
 def _conclude(folder: RunFolder, execution: Execution, outcome: Any) -> dict[str, Any]:
     """Publish what the run found, and write it into the run's folder."""
-    head = publish.header(outcome.result["stages"], folder.url, folder.run_id, execution)
-    whole = head + "\n" + outcome.report.folder.joinpath("report.md").read_text(encoding="utf8")
+    seeds = siblings(folder, outcome.result)
+    report = outcome.report.folder.joinpath("report.md").read_text(encoding="utf8")
+    run = f"[{folder.run_id}]({folder.url})" if folder.url else folder.run_id
+    whole = page(report, outcome.result, seeds, run, execution)
     publish.publish_report(whole)
     publish.publish_tables(outcome.stages)
     return folder.finish(outcome.result, whole)

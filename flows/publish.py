@@ -2,14 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from capgap_core.recipes import Execution
 from capgap_core.records import Reference
 
 ROWS = 200
@@ -57,21 +56,3 @@ def plain(value: Any) -> Any:
 def key(name: str) -> str:
     """Return a name as the key of an artifact."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def header(stages: Sequence[dict[str, Any]], url: str | None, run_id: str, execution: Execution) -> str:
-    """Return the lines above the report: the run, and which of its stages were made and which reused."""
-    run = f"[{run_id}]({url})" if url else run_id
-    lines = [f"Run {run}", "", "| stage | role | | why | seconds | result |", "|---|---|---|---|---|---|"]
-    for stage in stages:
-        done = "reused" if stage["reused"] else "made"
-        place = f"`{stage['stage']}/{stage['identity'][:12]}/{stage['code'][:12]}`"
-        lines.append(
-            f"| {stage['stage']} | {stage['role']} | {done} | {stage['why']} | {stage['seconds']:.1f} | {place} |"
-        )
-    if execution.reuse == "any-code":
-        other = sum("other code" in stage["why"] for stage in stages)
-        lines += ["", f"> run.reuse=any-code: {other} of these stages were made by other code than this."]
-    if execution.verify == "sizes":
-        lines += ["", "> run.verify=sizes: of reused files only the sizes were checked."]
-    return "\n".join(lines) + "\n"

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from capgap_core.errors import CapgapError, InputFaults, StageFailed
+from capgap_core.recipes import Minidisc
 from capgap_core.records import Reference
 from capgap_core.store import write_atomically
 
@@ -99,3 +102,35 @@ def results(root: Path) -> list[dict[str, Any]]:
     """Return the results of every run that has ended, newest first."""
     paths = sorted((root / "runs").glob("*/result.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
     return [json.loads(path.read_text(encoding="utf8")) for path in paths]
+
+
+def siblings(folder: RunFolder, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Return seed → result of the finished runs that differ from this one in nothing but the seed; the newest of each.
+
+    Alike are the parameters, but for where it runs, and what the data stage holds.
+    """
+    own = _parameters(folder.path)
+    found: dict[int, Mapping[str, Any]] = {}
+    if own is None:
+        return found
+    for held in results(folder.path.parents[1]):
+        other = _parameters(folder_of(folder.path.parents[1], held["run_id"])) if held["run_id"] else None
+        if other is None or held["status"] != "completed" or _data(held) != _data(result):
+            continue
+        if other.model_copy(update={"seed": own.seed, "run": own.run}) == own:
+            found.setdefault(other.seed, held)
+    return {**found, own.seed: result}
+
+
+def _parameters(folder: Path) -> Minidisc | None:
+    path = folder / "params.json"
+    if not path.is_file():
+        return None
+    try:
+        return Minidisc.model_validate_json(path.read_text(encoding="utf8"))
+    except ValidationError:
+        return None  # of a version with other parameters, so not of the same recipe
+
+
+def _data(result: Mapping[str, Any]) -> str | None:
+    return next((stage["digest"] for stage in result["stages"] if stage["stage"] == "data"), None)
