@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from transformers import PreTrainedModel
 
 from capgap_core import losses, tables
 from capgap_core.batches import Batch
@@ -83,27 +84,32 @@ class Distillation:
 
     def sandwich_of(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         slices: Callable[[float], dict[str, torch.Tensor]],
         scales: Callable[[], Sequence[float]],
     ) -> LossOf:
         """Return the mean loss of the sub-networks of ``scales()``, all on the same batch with shared weights.
 
-        Each sub-network is differentiated before the next is computed, so that memory does not grow with them.
+        Each sub-network is differentiated before the next is computed, so that memory does not grow with them. The
+        word embeddings, the largest of all and the same for all, are looked up and differentiated once.
         """
 
         def loss_of(batch: Batch) -> Iterator[list[Term]]:
             target = self.target(batch)
             chosen = scales()
+            words = model.get_input_embeddings()(batch.input_ids)
+            shared = words.detach().requires_grad_()
+            inputs = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
+            inputs |= {"inputs_embeds": shared, "output_hidden_states": True}
             for scale in chosen:
                 with self._context():
-                    inputs = {**batch.inputs, "output_hidden_states": True}
                     output = functional_call(model, slices(scale), args=(), kwargs=inputs)
                 terms = self.terms(output, target, batch, scale)
                 yield [
                     Term(name=t.name, total=t.total, per=t.per, weight=t.weight / len(chosen), scale=scale)
                     for t in terms
                 ]
+            words.backward(shared.grad)  # resumed after the last group was differentiated
 
         return loss_of
 
