@@ -32,8 +32,8 @@ BUDGETS: dict[Arm, Budget] = {
 }
 """For a pretrained teacher. capgap's own: the released code trains everything for ten epochs."""
 SCRATCH: dict[Arm, Budget] = {
-    "teacher": Budget(epochs=14, learning_rate=5e-4, floor=200, cap=4000),
-    "sandwich": Budget(epochs=1, learning_rate=1e-4, floor=100, cap=1000),
+    "teacher": Budget(epochs=12, learning_rate=5e-4, floor=200, cap=4000),
+    "sandwich": Budget(epochs=1, learning_rate=1e-4, floor=50, cap=1000),
     "student": Budget(epochs=2.5, learning_rate=2e-4, floor=200, cap=3000),
 }
 """For a teacher trained from scratch, which needs more itself and has less to pass on."""
