@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from capgap_core.corpus import Corpus, read_corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_teacher import GivenTeacher, inspect
-from capgap_core.recipes import DataRecipe, Execution, Minidisc
+from capgap_core.recipes import Execution, Minidisc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,6 @@ def _across(good: Mapping[str, Any]) -> list[Fault]:
                     "Add a scale between student.scale and 1, or lower student.scale.",
                 )
             )
-    if "data" in good and good["data"].splits is not None:
-        faults += _split_names(good["data"])
     if "teacher_recipe" in good:
         sizes = good["teacher_recipe"]
         if sizes.hidden % sizes.heads:
@@ -144,13 +142,6 @@ def _across(good: Mapping[str, Any]) -> list[Fault]:
                 )
             )
     return faults
-
-
-def _split_names(data: DataRecipe) -> list[Fault]:
-    splits = data.splits or {}
-    if "train" in splits:
-        return []
-    return [fault("data.splits", dict(splits), "names no train part", 'Add "train": its file.')]
 
 
 def _root(run: Execution | None) -> str | None:

@@ -112,7 +112,7 @@ def _parts_of(place: Path, data: DataRecipe, split: str, problems: Problems) -> 
                 fault(f"data.splits.{part}", str(path), "is not there", f"{_near(path)}Name a file in {folder}.")
             )
     if place.is_file():
-        return {"train": [place], **parts}
+        return _apart({"train": [place], **parts}, problems)
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     for part, name in NAMES.items():
         if part in given or ("eval" in given and part != "train"):
@@ -126,7 +126,19 @@ def _parts_of(place: Path, data: DataRecipe, split: str, problems: Problems) -> 
                 problems.add(fault(f"data.splits.{part}", None, f"{listed} could each be the {part} part", remedy))
         elif found:
             parts[part] = found
-    return _needed(parts, split)
+    return _apart(_needed(parts, split), problems)
+
+
+def _apart(parts: dict[str, list[Path]], problems: Problems) -> dict[str, list[Path]]:
+    """Return the parts; a file that is in two of them is a fault, since nothing could be measured on it."""
+    owners: dict[Path, str] = {}
+    for part, files in parts.items():
+        for path in files:
+            first = owners.setdefault(path.resolve(), part)
+            if first != part:
+                rule = f"is the file of {first} and of {part}"
+                problems.add(fault(f"data.splits.{part}", path.name, rule, "Name another file for one of them."))
+    return parts
 
 
 def _needed(parts: dict[str, list[Path]], split: str) -> dict[str, list[Path]]:

@@ -88,7 +88,7 @@ PARAMETERS: list[tuple[Asked, str, str, str, str]] = [
     ({"data": {"text_columns": ["body"]}}, "data.text_columns", "body", "no such column", "label"),
     ({"data": {"label_column": "lable"}}, "data.label_column", "lable", "no such column", "label"),
     ({"data": {"metric": "f2"}}, "data.metric", "f2", "accuracy", "MRPC"),
-    ({"data": {"splits": {"eval": "single.csv"}}}, "data.splits", "eval", "no train part", "train"),
+    ({"data": {"splits": {"eval": "single.csv"}}}, "data.splits.eval", "single.csv", "of train and of eval", "another"),
     ({"evaluate": {"split": "test"}}, "evaluate.split", "test", "no test part", "dev"),
 ]
 
@@ -283,3 +283,19 @@ def test_the_check_takes_seconds_and_no_torch(asked: Asked) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 fault in the input:\n  - student.scale = 0:")
+
+
+def test_splits_may_name_the_selection_alone(tmp_path: Path) -> None:
+    """What the report advises for a teacher that came fine-tuned: the other parts are still found by name."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name, rows in (("train", 60), ("dev", 20), ("clean", 20)):
+        lines = [f"{name} text number {i} is {'good' if i % 2 else 'bad'},{i % 2}" for i in range(rows)]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf8")
+    asked = {
+        "dataset": str(folder),
+        "data": {"splits": {"selection": "clean.csv"}},
+        "run": {"root": str(tmp_path / "art")},
+    }
+    parts = preflight.check(asked).corpus.parts
+    assert {name: len(part.labels) for name, part in parts.items()} == {"train": 60, "eval": 20, "selection": 20}
