@@ -24,7 +24,7 @@ GRACE = 30.0
 """Seconds a child may take to end after it was asked to."""
 PATIENT_THREADS = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "5000")}
 """How long OpenMP's threads spin before they sleep. By default so long that a training process which shares its cores
-with a server or a second run gets many times slower; at this value it runs as fast as ever where it is alone."""
+with a server or a second run gets several times slower; this value costs some per cent where it is alone."""
 FOREIGN = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
 """Variables that name profiles of the user's own Prefect, which capgap's own has not."""
 _PR_SET_PDEATHSIG = 1
