@@ -69,3 +69,9 @@ def keep_in(model: nn.Module, dtype: Precision) -> None:
 def autocast(device: torch.device, dtype: Precision) -> torch.autocast:
     """Return the context in which a forward pass runs at a precision; fp32 switches autocast off."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def computes_in(tensor: torch.Tensor) -> torch.dtype:
+    """Return the type that linear layers compute in here: what autocast says where it is on, else the tensor's own."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

@@ -36,8 +36,8 @@ def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[t
 
 
 def prefix(family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: Kept) -> dict[str, Tensor]:
-    """Return a model's tensors with the projections cut to the prefix that is kept; views, so gradients flow back."""
-    cut = dict(state)
+    """Return the tensors of the projections, cut to the prefix that is kept: views of those in ``state``."""
+    cut = {}
     for layer in range(shape.layers):
         for p in family.PROJECTIONS:
             name, rows = p.name.format(layer=layer), kept[p.axis][layer] * shape.width(p.axis)
@@ -49,10 +49,46 @@ def prefix(family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: 
     return cut
 
 
+class Prefixes:
+    """The sub-networks of one model, which share its weights as prefixes, for one optimizer step after another.
+
+    A sub-network gets its prefixes as leaves of their own, whose gradients ``settle`` adds to those of the shared
+    weights: through a slice, autograd would fill a gradient of the full size for every sub-network and weight.
+    """
+
+    def __init__(self, family: ModuleType, model: nn.Module, shape: Shape, plans: Mapping[float, Kept]) -> None:
+        self._family, self._shape, self._plans = family, shape, plans
+        parameters = dict(model.named_parameters())
+        names = prefix(family, parameters, shape, shape.full())
+        self._shared = {name: parameters[name] for name in names}
+        self._now: dict[str, Tensor] = {}
+
+    def begin(self, dtype: torch.dtype) -> None:
+        """Take the weights as they are now, cast once for all sub-networks, and give each a gradient to add to."""
+        self._now = {name: p.detach().to(dtype) for name, p in self._shared.items()}
+        for p in self._shared.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+
+    def of(self, scale: float) -> dict[str, Tensor]:
+        """Return the leaves of one sub-network, by the names of the weights that they stand for."""
+        cut = prefix(self._family, self._now, self._shape, self._plans[scale])
+        return {name: tensor.detach().requires_grad_() for name, tensor in cut.items()}
+
+    def settle(self, scale: float, leaves: Mapping[str, Tensor]) -> None:
+        """Add the gradients of a sub-network's leaves to those of the shared weights."""
+        gradients = {name: p.grad for name, p in self._shared.items() if p.grad is not None}
+        for name, whole in prefix(self._family, gradients, self._shape, self._plans[scale]).items():
+            part = leaves[name].grad
+            if part is not None:
+                whole.add_(part)
+
+
 def slim(family: ModuleType, model: PreTrainedModel, shape: Shape, kept: Kept) -> PreTrainedModel:
     """Return a model that is really smaller: the prefix of each layer's units, and all of the rest."""
     small = family.slimmed(model.config, kept)
-    cut = prefix(family, model.state_dict(), shape, kept)
+    state = model.state_dict()
+    cut = {**state, **prefix(family, state, shape, kept)}
     small.load_state_dict({name: tensor.clone() for name, tensor in cut.items()})
     return small
 

@@ -10,10 +10,11 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from capgap_core import losses, tables
+from capgap_core import losses, machine, tables
 from capgap_core.batches import Batch
 from capgap_core.progress import Progress
 from capgap_core.records import Reference
+from capgap_core.slimming import Prefixes
 from capgap_core.training import LossOf, Step, Term
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -83,10 +84,7 @@ class Distillation:
         return loss_of
 
     def sandwich_of(
-        self,
-        model: PreTrainedModel,
-        slices: Callable[[float], dict[str, torch.Tensor]],
-        scales: Callable[[], Sequence[float]],
+        self, model: PreTrainedModel, prefixes: Prefixes, scales: Callable[[], Sequence[float]]
     ) -> LossOf:
         """Return the mean loss of the sub-networks of ``scales()``, all on the same batch with shared weights.
 
@@ -101,15 +99,19 @@ class Distillation:
             shared = words.detach().requires_grad_()
             inputs = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
             inputs |= {"inputs_embeds": shared, "output_hidden_states": True}
+            with self._context():
+                prefixes.begin(machine.computes_in(words))
             for scale in chosen:
+                leaves = prefixes.of(scale)
                 with self._context():
-                    output = functional_call(model, slices(scale), args=(), kwargs=inputs)
+                    output = functional_call(model, leaves, args=(), kwargs=inputs)
                 terms = self.terms(output, target, batch, scale)
                 yield [
                     Term(name=t.name, total=t.total, per=t.per, weight=t.weight / len(chosen), scale=scale)
                     for t in terms
                 ]
-            words.backward(shared.grad)  # resumed after the last group was differentiated
+                prefixes.settle(scale, leaves)  # resumed after the group was differentiated
+            words.backward(shared.grad)
 
         return loss_of
 

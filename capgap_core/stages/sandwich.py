@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from capgap_core import models, scoring, slimming, steps, tables
 from capgap_core.machine import autocast, keep_in, ready
@@ -42,12 +41,8 @@ def run(
         teacher = models.moved(models.load(adapter, inputs["teacher"]), device)
         keep_in(teacher, training.dtype)
         model = models.moved(models.load(adapter, start), device)
-        shape, plans = adapter.shape_of(model.config), models.plans_of(start)
-        state = dict(model.named_parameters())
-
-        def slices(scale: float) -> dict[str, Tensor]:
-            return slimming.prefix(adapter, state, shape, plans[scale])
-
+        shape = adapter.shape_of(model.config)
+        prefixes = slimming.Prefixes(adapter, model, shape, models.plans_of(start))
         distillation = steps.Distillation(
             teacher,
             layers=shape.layers,
@@ -55,7 +50,7 @@ def run(
             temperature=recipe.temperature,
             context=lambda: autocast(device, training.dtype),
         )
-        loss_of = distillation.sandwich_of(model, slices, _drawn(recipe))
+        loss_of = distillation.sandwich_of(model, prefixes, _drawn(recipe))
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         model.train()
         for step in train(model, scoring.examples(data, "train"), training, loss_of, device=device, stage="sandwich"):

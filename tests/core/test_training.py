@@ -261,9 +261,7 @@ def test_the_sandwich_is_the_mean_of_its_sub_networks(tmp_path) -> None:
         return torch.stack([t.weight * t.total / counts[t.per] for t in group]).sum()
 
     losses, scales = {}, tuple(PLANS)
-    shared = distillation().sandwich_of(
-        model, lambda scale: slimming.prefix(bert, state, shape, PLANS[scale]), lambda: scales
-    )
+    shared = distillation().sandwich_of(model, slimming.Prefixes(bert, model, shape, PLANS), lambda: scales)
     for group in shared(batch):
         (scale,) = {term.scale for term in group}
         loss = total(group)
