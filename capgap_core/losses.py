@@ -40,7 +40,7 @@ def hidden_error(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], keep:
     """
     total = torch.zeros((), device=keep.device)
     for ours, theirs in zip(student, teacher, strict=True):
-        error = (ours.float() - theirs.float()).square().mean(dim=-1)
+        error = F.mse_loss(ours.float(), theirs.float(), reduction="none").mean(dim=-1)
         total = total + error.masked_fill(~keep, 0.0).sum()
     return total / len(student)
 

@@ -83,9 +83,7 @@ class Distillation:
 
         return loss_of
 
-    def sandwich_of(
-        self, model: PreTrainedModel, prefixes: Prefixes, scales: Callable[[], Sequence[float]]
-    ) -> LossOf:
+    def sandwich_of(self, model: PreTrainedModel, prefixes: Prefixes, scales: Callable[[], Sequence[float]]) -> LossOf:
         """Return the mean loss of the sub-networks of ``scales()``, all on the same batch with shared weights.
 
         Each sub-network is differentiated before the next is computed, so that memory does not grow with them. The

@@ -23,7 +23,7 @@ from capgap_core.machine import ready
 from capgap_core.recipes import Execution
 from capgap_core.stages import sandwich
 from capgap_core.steps import Distillation
-from capgap_core.training import LossOf, Step, Term, Training, train
+from capgap_core.training import Lookups, LossOf, Step, Term, Training, train
 
 CPU = torch.device("cpu")
 PLANS = {
@@ -57,7 +57,7 @@ def watched(model: nn.Module) -> dict[str, Tensor]:
 
     def note(name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        seen[name] = parameter.grad.clone()
+        seen[name] = parameter.grad.to_dense().clone()
 
     for name, parameter in model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda p, name=name: note(name, p))
@@ -97,6 +97,26 @@ def test_every_example_and_every_token_of_a_step_counts_the_same(tmp_path) -> No
     for name, parameter in twin.named_parameters():
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         assert torch.allclose(gradients.get(name, torch.zeros_like(parameter)), expected, atol=1e-5), name
+
+
+def test_lookups_give_the_dense_gradient_of_each_step(tmp_path) -> None:
+    """Step after step in the same buffers: rows that another step looked up are nothing again."""
+    part, model = builders.examples(tmp_path, 12), builders.bert(seed=2)
+    twin, lookups = copy.deepcopy(model), Lookups(model)
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    for step in ([0, 1, 2, 3], [4, 5], [6, 7, 8, 9, 10, 11]):
+        model.zero_grad(set_to_none=True)
+        twin.zero_grad(set_to_none=True)
+        for place in np.array_split(step, 2):
+            batch = part.batch(place)
+            with lookups.sparse():
+                model(**batch.inputs).logits.square().sum().backward()
+            twin(**batch.inputs).logits.square().sum().backward()
+        assert all(table.weight.grad.is_sparse for table in tables)
+        lookups.settle()
+        for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+            assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-6), name
+    assert not any(table.sparse for table in tables)
 
 
 class Still(nn.Module):
