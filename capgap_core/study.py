@@ -24,6 +24,8 @@ AGAINST = ("direct_flops", "direct")
 
 MOST_SEEDS = 1000
 _RESAMPLES = 2000
+_MADE_AS = {"assistant": "candidate"}
+"""The role of the stages that made a model, where it is another: all candidates are made and evaluated together."""
 _SHOWN = {"assistant": "TA", "direct_flops": "direct, equal FLOPs", "direct": "direct, equal epochs"}
 
 
@@ -117,7 +119,8 @@ def published(runs: Sequence[Run]) -> pd.DataFrame:
 
     Columns: flow, dataset, target_scale, role, metric, primary (whether the verdict rests on it), value (a fraction),
     seed, split, n (examples measured), n_train, chosen_scale, parameters, non_embedding, flops (of one example, at
-    ``length`` tokens), length, seconds (of the role's stages when they were made), device, identity and code (of the
+    ``length`` tokens), length, seconds (of the role's stages when they were made; an assistant's are those of all
+    candidates), device, identity and code (of the
     evaluation the value comes from). Sorted by data set, target, seed, role, metric.
 
     Raises
@@ -228,14 +231,14 @@ def _stage(result: Mapping[str, Any], stage: str, role: str) -> Mapping[str, Any
 
 
 def _rows(run: Run, role: str) -> list[dict[str, Any]]:
-    result = run.result
-    evaluated = _stage(result, "evaluate", role)
+    result, made_as = run.result, _MADE_AS.get(role, role)
+    evaluated = _stage(result, "evaluate", made_as)
     sizes = result.get("sizes", {}).get(role, {})
     shared = {
         "seed": run.seed, "split": result["split"], "n": result["n"], "n_train": run.n_train,
         "chosen_scale": result["chosen_scale"],
         **{name: sizes.get(name) for name in ("parameters", "non_embedding", "flops", "length")},
-        "seconds": sum(s["seconds"] for s in result["stages"] if s["role"] == role), "device": run.device,
+        "seconds": sum(s["seconds"] for s in result["stages"] if s["role"] == made_as), "device": run.device,
         "identity": evaluated["identity"], "code": evaluated["code"],
     }  # fmt: skip
     place = {"flow": result["flow"], "dataset": run.dataset, "target_scale": run.target_scale, "role": role}

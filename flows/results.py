@@ -120,12 +120,8 @@ def make_one(name: str, p: Minidisc, make: Make) -> dict[str, Any]:
 
 
 def run_of(result: Mapping[str, Any]) -> study.Run:
-    """Return the result of ``make_one`` as the study takes it.
-
-    The assistant is one of the candidates, so the stages that made and evaluated all of them are its own.
-    """
-    stages = [{**s, "role": "assistant"} if s["role"] == "candidate" else s for s in result["stages"]]
-    return study.Run(result={**result, "stages": stages}, **result["study"])
+    """Return the result of ``make_one`` as the study takes it."""
+    return study.Run(result=result, **result["study"])
 
 
 def write(path: Path, frame: pd.DataFrame) -> None:

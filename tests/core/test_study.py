@@ -98,8 +98,8 @@ def run(seed: int, *, shift: float = 0.0, dataset: str = "sst-2", **changes: Any
     scores = {r: {"accuracy": v + (shift if r == "student" else 0.0)} for r, v in SCORES.items()}
     stages = [{"stage": "data", "role": "", "identity": "d", "code": "c", "seconds": 1.0}]
     stages += [
-        {"stage": s, "role": r, "identity": f"{s}-{r}-{seed}", "code": "c", "seconds": 2.0}
-        for r in SCORES
+        {"stage": s, "role": made_as, "identity": f"{s}-{made_as}-{seed}", "code": "c", "seconds": 2.0}
+        for made_as in ("candidate" if r == "assistant" else r for r in SCORES)
         for s in ("distil", "evaluate")
     ]
     sizes = {"student": {"parameters": 100, "non_embedding": 10, "flops": 1e6, "length": 128}}
@@ -116,6 +116,8 @@ def test_published_rows_trace_to_their_evaluation() -> None:
     row = frame[(frame["role"] == "student") & (frame["seed"] == 2)].iloc[0]
     assert (row["value"], row["identity"], row["seconds"], row["n_train"]) == (0.82, "evaluate-student-2", 4.0, 10_000)
     assert (row["parameters"], row["chosen_scale"], row["target_scale"]) == (100, 0.3, 0.1)
+    assistant = frame[(frame["role"] == "assistant") & (frame["seed"] == 2)].iloc[0]
+    assert (assistant["identity"], assistant["seconds"]) == ("evaluate-candidate-2", 4.0)
     assert frame["role"].head(6).tolist() == list(SCORES)
     assert frame["seed"].tolist() == [1] * 6 + [2] * 6
 
