@@ -55,20 +55,24 @@ class Examples:
         self._types: np.ndarray = table["token_type_ids"].combine_chunks().flatten().to_numpy()
         lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
         self.lengths: np.ndarray = lengths.astype(np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.starts: np.ndarray = np.concatenate([[0], np.cumsum(self.lengths)])
         self._pad = pad
 
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.rows)
 
+    def places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the tokens of examples stand among all, ``(n, t)``, 0 for padding, and which are real."""
+        lengths = self.lengths[index]
+        column = np.arange(int(lengths.max()))
+        real = column[None, :] < lengths[:, None]
+        return np.where(real, self.starts[index][:, None] + column[None, :], 0), real
+
     def batch(self, index: Sequence[int] | np.ndarray) -> Batch:
         """Return the examples at these places, padded to the longest."""
         chosen = np.asarray(index, dtype=np.int64)
-        lengths = self.lengths[chosen]
-        column = np.arange(int(lengths.max()))
-        real = column[None, :] < lengths[:, None]
-        flat = np.where(real, self._starts[chosen][:, None] + column[None, :], 0)
+        flat, real = self.places(chosen)
         ids = np.where(real, self._ids[flat], self._pad)
         types = np.where(real, self._types[flat], 0)
         return Batch(

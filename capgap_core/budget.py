@@ -26,9 +26,9 @@ class Budget:
 WIDTH = 384
 BATCH = 32
 BUDGETS: dict[Arm, Budget] = {
-    "teacher": Budget(epochs=3, learning_rate=8e-5, floor=250, cap=3200),
+    "teacher": Budget(epochs=3, learning_rate=8e-5, floor=250, cap=6500),
     "sandwich": Budget(epochs=2, learning_rate=1e-4, floor=200, cap=800),
-    "student": Budget(epochs=5, learning_rate=2e-4, floor=400, cap=2500),
+    "student": Budget(epochs=5, learning_rate=2e-4, floor=400, cap=3500),
 }
 """For a pretrained teacher. capgap's own: the released code trains everything for ten epochs."""
 SCRATCH: dict[Arm, Budget] = {

@@ -1,8 +1,8 @@
 """What this machine can do: the device, the precision that is fast on it, and a place to run in."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,6 +10,8 @@ from torch import nn
 from capgap_core.recipes import Dtype, Execution
 
 Precision = Literal["float32", "bfloat16"]
+Context = Callable[[], AbstractContextManager[Any]]
+"""Gives what a forward pass runs in."""
 
 WIDE = 256
 """Hidden size from which bfloat16 pays on a CPU."""

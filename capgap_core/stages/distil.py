@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import models, plan, scoring, steps, tables
-from capgap_core.machine import autocast, keep_in, ready
+from capgap_core.distillation import distillation
+from capgap_core.machine import ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, ModelInput, Reference
@@ -34,20 +35,17 @@ def run(
     adapter, training = models.family(recipe.family), recipe.training
     with ready(execution, seed=training.seed) as device:
         teacher = models.moved(models.load(adapter, inputs["teacher"]), device)
-        keep_in(teacher, training.dtype)
         student = models.moved(models.load(adapter, start), device)
         shape = adapter.shape_of(student.config)
-        distillation = steps.Distillation(
-            teacher,
-            layers=shape.layers,
-            regression=data.summary["task"] == "regression",
-            temperature=recipe.temperature,
-            context=lambda: autocast(device, training.dtype),
-        )
-        loss_of = distillation.loss_of(student)
+        examples = scoring.examples(data, "train")
+        loss = distillation(
+            teacher, examples, training, layers=shape.layers, regression=data.summary["task"] == "regression",
+            temperature=recipe.temperature, device=device, progress=progress,
+        )  # fmt: skip
+        loss_of = loss.loss_of(student)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         student.train()
-        for step in train(student, scoring.examples(data, "train"), training, loss_of, device=device, stage="distil"):
+        for step in train(student, examples, training, loss_of, device=device, stage="distil"):
             log.add(step)
         done, tokens = log.close()
         models.save(models.moved(student.eval(), "cpu"), models.model_folder(start), out_dir / "model")

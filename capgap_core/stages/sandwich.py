@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import models, scoring, slimming, steps, tables
-from capgap_core.machine import autocast, keep_in, ready
+from capgap_core.distillation import distillation
+from capgap_core.machine import ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, Reference
@@ -39,21 +40,18 @@ def run(
     adapter, training = models.family(recipe.family), recipe.training
     with ready(execution, seed=training.seed) as device:
         teacher = models.moved(models.load(adapter, inputs["teacher"]), device)
-        keep_in(teacher, training.dtype)
         model = models.moved(models.load(adapter, start), device)
         shape = adapter.shape_of(model.config)
         prefixes = slimming.Prefixes(adapter, model, shape, models.plans_of(start))
-        distillation = steps.Distillation(
-            teacher,
-            layers=shape.layers,
-            regression=data.summary["task"] == "regression",
-            temperature=recipe.temperature,
-            context=lambda: autocast(device, training.dtype),
-        )
-        loss_of = distillation.sandwich_of(model, prefixes, _drawn(recipe))
+        examples = scoring.examples(data, "train")
+        loss = distillation(
+            teacher, examples, training, layers=shape.layers, regression=data.summary["task"] == "regression",
+            temperature=recipe.temperature, device=device, progress=progress,
+        )  # fmt: skip
+        loss_of = loss.sandwich_of(model, prefixes, _drawn(recipe))
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         model.train()
-        for step in train(model, scoring.examples(data, "train"), training, loss_of, device=device, stage="sandwich"):
+        for step in train(model, examples, training, loss_of, device=device, stage="sandwich"):
             log.add(step)
         done, tokens = log.close()
         models.save(models.moved(model.eval(), "cpu"), models.model_folder(start), out_dir / "model")

@@ -1,6 +1,7 @@
 """The distances that students are trained by, each against torch's own or a sum by hand."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import builders
 import pytest
@@ -8,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capgap_core import losses
-from capgap_core.steps import Distillation
+from capgap_core import losses, targets
+from capgap_core.distillation import Distillation
+from capgap_core.progress import Silent
+from capgap_core.training import Training
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -105,7 +108,8 @@ def test_distillation_is_half_the_hidden_error_and_half_the_predictions(tmp_path
     labels = 1 if regression else 3
     teacher, student = builders.bert(seed=1, labels=labels), builders.bert(seed=2, labels=labels)
     part = builders.examples(tmp_path, 6, regression=regression)
-    distillation = Distillation(teacher, layers=2, regression=regression, temperature=2.0, context=nullcontext)
+    ask = targets.live(teacher, layers=(0, 1, 2), context=nullcontext)
+    distillation = Distillation(ask, layers=2, regression=regression, temperature=2.0, context=nullcontext)
     (terms,) = distillation.loss_of(student)(part.batch(range(6)))
     counts = {"examples": 6, "tokens": int(part.lengths.sum())}
     found = sum(term.weight * term.total.item() / counts[term.per] for term in terms)
@@ -124,3 +128,46 @@ def test_distillation_is_half_the_hidden_error_and_half_the_predictions(tmp_path
     assert len(torch.cat(errors)) == counts["tokens"]
     assert found == pytest.approx(0.5 * float(torch.cat(errors).mean()) + 0.5 * predictions, rel=1e-4)
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def training(**changes: Any) -> Training:
+    base = {
+        "steps": 6, "learning_rate": 1e-3, "batch_size": 4, "micro_batch": 4, "weight_decay": 0.0, "warmup": 0.1,
+        "clip": 1.0, "dtype": "float32", "seed": 1,
+    }  # fmt: skip
+    return Training(**{**base, **changes})
+
+
+def test_what_is_remembered_is_what_the_teacher_says(tmp_path) -> None:
+    part, teacher = builders.examples(tmp_path, 12), builders.bert(seed=1)
+    ask = targets.live(teacher, layers=(0, 2), context=nullcontext)
+    memory = targets.remembered(ask, part, training(), progress=Silent())
+    teacher.requires_grad_(True)
+    for p in teacher.parameters():
+        p.data.fill_(torch.nan)  # nobody may ask it again
+    asked = targets.live(builders.bert(seed=1), layers=(0, 2), context=nullcontext)
+    for place in ([7, 2, 5], [0], list(range(12))):
+        batch = part.batch(place)
+        real = batch.attention_mask.bool()
+        found, expected = memory(batch), asked(batch)
+        assert torch.allclose(found.logits, expected.logits, atol=1e-5)
+        assert len(found.hidden) == 2
+        for ours, theirs in zip(found.hidden, expected.hidden, strict=True):
+            assert ours.shape == theirs.shape
+            assert torch.allclose(ours[real], theirs[real], atol=1e-5)
+
+
+def test_outputs_are_remembered_where_they_are_seen_again_and_fit(tmp_path, monkeypatch) -> None:
+    part, cpu = builders.examples(tmp_path, 12), torch.device("cpu")
+
+    def pays(training: Training, device: torch.device = cpu) -> bool:
+        return targets.pays(part, training, numbers=10, device=device)
+
+    assert pays(training(steps=5))
+    assert not pays(training(steps=4))
+    assert not pays(training(steps=5), torch.device("cuda"))
+    monkeypatch.setattr(targets, "REMEMBERED_BYTES", int(part.lengths.sum()) * 10 * 4)
+    assert pays(training(steps=5))
+    monkeypatch.setattr(targets, "REMEMBERED_BYTES", int(part.lengths.sum()) * 10 * 4 - 1)
+    assert not pays(training(steps=5))
+    assert pays(training(steps=5, dtype="bfloat16"))

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from capgap_core import batches, slimming
+from capgap_core import batches, slimming, targets
 from capgap_core.batches import Batch, Examples
+from capgap_core.distillation import Distillation
 from capgap_core.errors import NonFinite
 from capgap_core.families import bert
 from capgap_core.machine import ready
 from capgap_core.recipes import Execution
 from capgap_core.stages import sandwich
-from capgap_core.steps import Distillation
 from capgap_core.training import Lookups, LossOf, Step, Term, Training, train
 
 CPU = torch.device("cpu")
@@ -44,7 +44,8 @@ def recipe(**changes: Any) -> Training:
 
 def distillation(labels: int = 3) -> Distillation:
     teacher = builders.bert(seed=9, labels=labels)
-    return Distillation(teacher, layers=2, regression=False, temperature=1.0, context=nullcontext)
+    ask = targets.live(teacher, layers=(0, 1, 2), context=nullcontext)
+    return Distillation(ask, layers=2, regression=False, temperature=1.0, context=nullcontext)
 
 
 def run(model: nn.Module, part: Examples, training: Training, loss_of: LossOf) -> list[Step]:
