@@ -26,6 +26,8 @@ MOST_SEEDS = 1000
 _RESAMPLES = 2000
 _MADE_AS = {"assistant": "candidate"}
 """The role of the stages that made a model, where it is another: all candidates are made and evaluated together."""
+COUNTS = dict.fromkeys(("parameters", "non_embedding", "length"), "Int64")
+"""Columns of published rows that stay whole numbers where a role has none."""
 _SHOWN = {"assistant": "TA", "direct_flops": "direct, equal FLOPs", "direct": "direct, equal epochs"}
 
 
@@ -135,8 +137,7 @@ def published(runs: Sequence[Run]) -> pd.DataFrame:
     rows = [row for run in runs for role in run.result["scores"] for row in _rows(run, role)]
     frame = pd.DataFrame(rows)
     order = {role: i for i, role in enumerate(ROLES)}
-    # Counts that a role has not stay whole numbers and null.
-    frame = frame.astype(dict.fromkeys(("parameters", "non_embedding", "length"), "Int64"))
+    frame = frame.astype(COUNTS)
     frame["_role"] = frame["role"].map(lambda role: order.get(role, len(order)))
     keys = ["dataset", "target_scale", "seed", "_role", "metric"]
     return frame.sort_values(keys, ignore_index=True).drop(columns="_role")

@@ -24,8 +24,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 PUBLISHED = PROJECT / "artifacts" / "published" / "minidisc.parquet"
 README = PROJECT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-TRAIN_ROWS = {"sst-2": 10_000}
-"""Training rows drawn once of a set that is too large to be used whole for every seed on a CPU."""
+SETS: dict[str, tuple[str, int | None]] = {"sst-2": ("sst-2", 10_000), "sst-2-all": ("sst-2", None)}
+"""Name → (folder, training rows drawn once); another name is that of its folder, with all its rows."""
 
 Make = Callable[[Minidisc], Any]
 """Makes a run, and returns its outcome (``capgap_core.outcome.Outcome``)."""
@@ -73,33 +73,45 @@ def asked_for(
         (
             name,
             Minidisc(
-                dataset=str(data.absolute() / name),
+                dataset=str(data.absolute() / folder),
                 teacher=str(teacher.absolute()),
                 seed=seed,
-                data=DataRecipe(train_rows=TRAIN_ROWS.get(name)),
+                data=DataRecipe(train_rows=rows),
                 run=Execution(root=str(root.absolute())),
             ),
         )
         for seed in seeds
         for name in sets
+        for folder, rows in [SETS.get(name, (name, None))]
     ]
 
 
 def make_all(asked: Sequence[tuple[str, Minidisc]], published: Path, make: Make) -> None:
     """Make every run, and after each write all that have finished to ``published``, so that nothing is ever lost.
 
-    Stages that are in the store are reused. A run that an earlier call finished counts before it is its turn,
-    where it was made from the same parameters with the same code as the run that has just finished.
+    Rows of sets that are not asked for stay as they are, so that each set can be made on its own. Stages that are in
+    the store are reused. A run that an earlier call finished counts before it is its turn, where it was made from the
+    same parameters with the same code as the run that has just finished.
     """
     done: dict[Path, dict[str, Any]] = {}
+    others = _rows_of_others(published, {name for name, _ in asked})
     for name, p in asked:
         _say(f"{name}, seed {p.seed}")
         result = make_one(name, p, make)
         done[_folder(name, p)] = result
         earlier = {_folder(*other): _earlier(_folder(*other), other[1], like=result) for other in asked}
         held = [found for found in ({**earlier, **done}).values() if found is not None]
-        write(published, study.published([run_of(result) for result in held]))
+        write(published, pd.concat([*others, study.published([run_of(result) for result in held])], ignore_index=True))
         _say(f"{published}: {len(held)} of {len(asked)} runs")
+
+
+def _rows_of_others(published: Path, names: set[str]) -> list[pd.DataFrame]:
+    """Return what is published of sets with other names: one frame, or none."""
+    if not published.is_file():
+        return []
+    frame = pq.read_table(published).to_pandas().astype(study.COUNTS)
+    kept = frame[~frame["dataset"].isin(names)]
+    return [kept] if len(kept) else []
 
 
 def make_one(name: str, p: Minidisc, make: Make) -> dict[str, Any]:

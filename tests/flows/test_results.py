@@ -31,7 +31,8 @@ def outcome(p: Minidisc, folder: Path, *, code: str = "c") -> Outcome:
         {**r.model_dump(include={"stage", "identity", "code", "seconds", "path"}), "role": role} for role, r in made
     ]
     scores = {role: {"accuracy": value + p.seed / 1000} for role, value in SCORES.items()}
-    sizes = {role: {"parameters": 100, "non_embedding": 10, "flops": 10**6, "length": 128} for role in SCORES}
+    measured = [role for role in SCORES if role != "slimmed"]
+    sizes = {role: {"parameters": 100, "non_embedding": 10, "flops": 10**6, "length": 128} for role in measured}
     result = {
         "metric": "accuracy", "split": "dev", "n": 872, "scores": scores, "chosen_scale": 0.3, "stages": stages,
         "sizes": sizes, "paths": {"student": str(folder), "report": str(folder)},
@@ -85,6 +86,26 @@ def test_hand_made_runs_reach_the_readme_and_a_changed_digit_is_seen(asked, file
     assert "does not show" in capsys.readouterr().err
 
 
+def test_each_set_can_be_made_on_its_own(asked, file, tmp_path):
+    results.make_all(asked[::2], file, lambda p: outcome(p, tmp_path))
+    first = pq.read_table(file).to_pandas()
+    results.make_all(asked[1::2], file, lambda p: outcome(p, tmp_path))
+    both = pq.read_table(file).to_pandas()
+    assert seen(file) == {("sst-2", 1), ("sst-2", 2), ("mrpc", 1), ("mrpc", 2)}
+    pd.testing.assert_frame_equal(both[both["dataset"] == "sst-2"].reset_index(drop=True), first)
+    results.make_all(asked[::2], file, lambda p: outcome(p, tmp_path))
+    assert pq.read_schema(file).field("parameters").type == "int64"
+    assert len(pq.read_table(file)) == len(both), "a set that is made again stands there once"
+
+
+def test_the_whole_of_sst_2_is_a_set_of_its_own(tmp_path):
+    names = ["sst-2", "sst-2-all"]
+    few, every = results.asked_for(tmp_path / "d", tmp_path, tmp_path, sets=names, seeds=[1])
+    assert few[1].dataset == every[1].dataset == str(tmp_path / "d" / "sst-2")
+    assert (few[1].data.train_rows, every[1].data.train_rows) == (10_000, None)
+    assert results._folder(*few) != results._folder(*every)
+
+
 def test_an_interruption_loses_no_finished_run(asked, file, tmp_path):
     def until_mrpc_2(p: Minidisc) -> Outcome:
         if p.seed == 2 and p.dataset.endswith("mrpc"):
@@ -105,7 +126,8 @@ def test_an_interruption_loses_no_finished_run(asked, file, tmp_path):
 def test_a_run_of_other_code_or_other_parameters_does_not_count(asked, file, tmp_path):
     results.make_all(asked, file, lambda p: outcome(p, tmp_path))
     results.make_all(asked[:1], file, lambda p: outcome(p, tmp_path, code="e"))
-    assert seen(file) == {("sst-2", 1)}
+    assert seen(file) == {("sst-2", 1), ("mrpc", 1), ("mrpc", 2)}, "mrpc was not asked for"
+    file.unlink()
 
     def stop_after_one(p: Minidisc) -> Outcome:
         if p.dataset.endswith("mrpc"):
