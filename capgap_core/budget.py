@@ -66,7 +66,7 @@ def resolve(
         budget = Budget(epochs=PAPER_EPOCHS, learning_rate=rate, floor=1, cap=10**9)
     else:
         batch, rate = BATCH, budget.learning_rate * WIDTH / hidden
-    size = asked.batch_size or batch
+    size = min(asked.batch_size or batch, rows)
     per_epoch = -(-rows // size)
     if asked.epochs is not None:
         steps = max(1, round(asked.epochs * per_epoch))
@@ -103,6 +103,11 @@ def sandwich_flops(teacher: float, candidates: Sequence[float], *, sampled: int 
     return teacher + training * spent
 
 
-def steps_for(flops: float, *, per_example: float, batch_size: int) -> int:
-    """Return the steps that cost the given FLOPs, at least one."""
-    return max(1, round(flops / (per_example * batch_size)))
+def examples_of_a_step(training: Training, rows: int) -> float:
+    """Return the mean examples of a step: the last batch of an epoch is short where the rows do not divide."""
+    return rows / -(-rows // training.batch_size)
+
+
+def steps_for(flops: float, *, per_example: float, examples: float) -> int:
+    """Return the steps of so many examples that cost the given FLOPs, at least one."""
+    return max(1, round(flops / (per_example * examples)))

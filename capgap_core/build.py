@@ -1,24 +1,27 @@
 """Make a stage, or find it made: the one door through which every result enters the store."""
 
 import importlib
+import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from capgap_core import fingerprint
 from capgap_core import store as stores
-from capgap_core.errors import Damaged, StoreError
+from capgap_core.errors import Damaged, StageFailed, StoreError
 from capgap_core.fingerprint import code_of
 from capgap_core.identity import canonical, digest_of_files, identity_of, sha256_text
 from capgap_core.locks import held
 from capgap_core.progress import Progress
 from capgap_core.provenance import peak_memory_bytes, provenance
 from capgap_core.recipes import Execution
-from capgap_core.records import Input, Made, ModelInput, Record, Reference
+from capgap_core.records import WORDS, Input, Made, ModelInput, Record, Reference, StoredFile
 from capgap_core.store import Address, Store
 
 
@@ -42,11 +45,11 @@ def build(
     """
     address, modules = address_of(stage, recipe, inputs)
     store = store_of(execution)
-    found, why = reusable(store, address, execution, progress)
+    found, _ = reusable(store, address, execution)
     if found is not None:
         return found
     with held(store.lock(address), progress):
-        found, why = reusable(store, address, execution, progress, why)
+        found, why = reusable(store, address, execution, progress)
         if found is not None:
             return found
         progress.message(why)
@@ -84,21 +87,26 @@ def _plan_rows(path: Path, scale: float) -> list[tuple[Any, ...]]:
 
 
 def reusable(
-    store: Store, address: Address, execution: Execution, progress: Progress, why: str = "not made before"
+    store: Store, address: Address, execution: Execution, keeper: Progress | None = None
 ) -> tuple[Reference | None, str]:
-    """Return a finished stage that may stand for this address, or why there is none."""
-    choices = [address]
-    if execution.reuse == "any-code":
-        choices += [other for other in store.codes(address.stage, address.identity) if other != address]
-    elif why == "not made before" and store.codes(address.stage, address.identity):
-        why = "the code has changed since it was made"
-    for choice in choices:
+    """Return a finished stage that may stand for this address, or why there is none.
+
+    Parameters
+    ----------
+    keeper
+        Told of what is damaged, which is then set aside. Null for whoever does not hold the stage's lock: two that
+        find the same damage would set aside what one of them has already made again.
+    """
+    others = [other for other in store.codes(address.stage, address.identity) if other != address]
+    why = "the code has changed since it was made" if others else "not made before"
+    for choice in [address, *(others if execution.reuse == "any-code" else ())]:
         try:
             record = store.find(choice)
         except Damaged as error:
-            store.set_aside(choice, str(error))
             why = f"made again: {error}"
-            progress.message(f"set aside a damaged result: {error}")
+            if keeper is not None:
+                store.set_aside(choice, str(error))
+                keeper.message(f"set aside a damaged result: {error}")
             continue
         if record is not None:
             how = "finished before" if choice == address else f"made by other code ({choice.code})"
@@ -112,7 +120,7 @@ def _make(
 ) -> Reference:  # fmt: skip
     out, attempt = store.begin(address)
     started, clock = datetime.now(UTC), time.monotonic()
-    module = importlib.import_module(f"capgap_core.stages.{address.stage}")
+    module = _imported(address.stage, modules)
     made: Made = module.run(recipe, inputs, out, execution=execution, progress=progress)
     files = stores.list_files(out)
     record = Record(
@@ -120,11 +128,11 @@ def _make(
         identity=address.identity,
         code=address.code,
         code_modules=modules,
-        digest=digest_of_files(stores.covered(files)),
+        digest=_digest(files, made.summary),
         recipe={"hashed": canonical(recipe), "given": recipe.model_dump(mode="json")},
         inputs={name: _described(item) for name, item in inputs.items()},
         data_digest=getattr(recipe, "content", None),
-        provenance=provenance(device=execution.device, threads=execution.threads),
+        provenance=_provenance(execution),
         seed=getattr(recipe, "seed", None),
         started=started.isoformat(),
         ended=datetime.now(UTC).isoformat(),
@@ -138,6 +146,32 @@ def _make(
         files=files,
     )
     return record.reference(store.commit(address, record), reused=False, why=why)
+
+
+def _imported(stage: str, modules: Mapping[str, str]) -> ModuleType:
+    """Return a stage's module, with its code loaded and alike the code that its address names."""
+    module = importlib.import_module(f"capgap_core.stages.{stage}")
+    for name in sorted(modules):
+        if name.startswith("families."):  # loaded by name, when the stage runs
+            importlib.import_module(f"capgap_core.{name}")
+    edited = fingerprint.edited(modules)
+    if edited:
+        files = ", ".join(f"{name}.py" for name in edited)
+        raise StageFailed(stage, f"{files} changed while this process was running", "Start the run again.")
+    return module
+
+
+def _provenance(execution: Execution) -> dict[str, Any]:
+    """Return where and with what a stage was made: the device and threads that were used, not what was asked for."""
+    from capgap_core.machine import device_of, threads_of  # noqa: PLC0415 - needs torch
+
+    return provenance(device=str(device_of(execution)), threads=threads_of(execution))
+
+
+def _digest(files: tuple[StoredFile, ...], summary: Mapping[str, Any]) -> str:
+    """Return the digest of what later stages can read: the covered files, and the summary but for its words."""
+    facts = {name: value for name, value in summary.items() if name not in WORDS}
+    return sha256_text(digest_of_files(stores.covered(files)) + json.dumps(facts, sort_keys=True))
 
 
 def _described(item: Input) -> dict[str, Any]:

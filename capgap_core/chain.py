@@ -1,16 +1,14 @@
 """MiniDisc from the data set to the report, without any orchestrator."""
 
 import json
-import platform
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from pydantic import BaseModel
 
-from capgap_core import budget, flops, models, preflight
+from capgap_core import budget, flops, machine, models, preflight
 from capgap_core.build import build
 from capgap_core.machine import device_of, precision
 from capgap_core.outcome import Outcome, outcome_of
@@ -32,7 +30,7 @@ from capgap_core.recipes import (
 from capgap_core.recipes import (
     Protocol as Way,
 )
-from capgap_core.records import Input, ModelInput, Reference
+from capgap_core.records import WORDS, Input, ModelInput, Reference
 from capgap_core.shapes import Shape
 from capgap_core.stages import (
     candidates as candidates_stage,
@@ -313,9 +311,10 @@ class _Method:
         training = self._training["student"]
         direct = flops.step_flops(self.flops[str(self.p.student.scale)], self.flops["teacher"])
         mean = sum(self.flops[str(s)] for s in self.scales[:-1]) / len(self.scales[:-1])
-        own = flops.step_flops(self.flops[str(self.p.student.scale)], mean) * training.steps * training.batch_size
+        examples = budget.examples_of_a_step(training, self._rows)
+        own = flops.step_flops(self.flops[str(self.p.student.scale)], mean) * training.steps * examples
         total = self.spent()["sandwich"] + own
-        steps = budget.steps_for(total, per_example=direct, batch_size=training.batch_size)
+        steps = budget.steps_for(total, per_example=direct, examples=examples)
         return self._distil("direct_flops", data, ModelInput(reference=teacher), start, steps)
 
     def spent(self) -> dict[str, float]:
@@ -323,7 +322,7 @@ class _Method:
         asked, cost = self.p.sandwich, self.flops
         scale = cost[str(self.p.student.scale)]
         chosen = next((r.summary["chosen_scale"] for _, r in self.made if r.stage == "tradeoff"), None)
-        seen = {role: t.steps * t.batch_size for role, t in self._training.items()}
+        seen = {role: t.steps * budget.examples_of_a_step(t, self._rows) for role, t in self._training.items()}
         shared = budget.sandwich_flops(
             cost["teacher"],
             [cost[str(s)] for s in self.scales],
@@ -347,10 +346,10 @@ class _Method:
 
     def latency(self, importance: Reference) -> Reference:
         """Time a forward pass of every size."""
-        threads = self.p.run.threads or torch.get_num_threads()
+        threads = machine.threads_of(self.p.run)
         recipe = latency_stage.Recipe(
             family=self._family, scales=self.scales, length=self.p.evaluate.length, device=str(self._device),
-            threads=threads, machine=platform.processor() or platform.machine(),
+            threads=threads, machine=machine.name(self._device),
         )  # fmt: skip
         return self._stage("latency", "", recipe, importance=importance)
 
@@ -363,7 +362,8 @@ class _Method:
         recipe = report_stage.Recipe(
             dataset=p.dataset, seed=p.seed, protocol=p.protocol, lam=p.tradeoff.lam,
             metric_scale=p.tradeoff.metric_scale, scale=p.student.scale, device=str(self._device), spent=self.spent(),
-            command=command_of(p),
+            command=command_of(p), words={name: data.summary[name] for name in sorted(WORDS)},
+            latency=latency.identity if latency else None,
         )  # fmt: skip
         stages: dict[str, Input] = {
             "data": data, "teacher": teacher, "importance": importance, "candidates": candidates, "tradeoff": tradeoff,

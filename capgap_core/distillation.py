@@ -69,7 +69,7 @@ class Distillation:
     def loss_of(self, student: nn.Module) -> LossOf:
         """Return the loss of one student."""
 
-        def loss_of(batch: Batch) -> Iterator[list[Term]]:
+        def loss_of(batch: Batch, _step: int) -> Iterator[list[Term]]:
             target = self._ask(batch)
             with self._context():
                 output = student(**batch.inputs, output_hidden_states=True)
@@ -77,16 +77,18 @@ class Distillation:
 
         return loss_of
 
-    def sandwich_of(self, model: PreTrainedModel, prefixes: Prefixes, scales: Callable[[], Sequence[float]]) -> LossOf:
-        """Return the mean loss of the sub-networks of ``scales()``, all on the same batch with shared weights.
+    def sandwich_of(
+        self, model: PreTrainedModel, prefixes: Prefixes, scales: Callable[[int], Sequence[float]]
+    ) -> LossOf:
+        """Return the mean loss of the sub-networks of ``scales(step)``, all on the same batch with shared weights.
 
         Each sub-network is differentiated before the next is computed, so that memory does not grow with them. The
         word embeddings, the largest of all and the same for all, are looked up and differentiated once.
         """
 
-        def loss_of(batch: Batch) -> Iterator[list[Term]]:
+        def loss_of(batch: Batch, step: int) -> Iterator[list[Term]]:
             target = self._ask(batch)
-            chosen = scales()
+            chosen = scales(step)
             words = model.get_input_embeddings()(batch.input_ids)
             shared = words.detach().requires_grad_()
             inputs = {name: value for name, value in batch.inputs.items() if name != "input_ids"}

@@ -2,12 +2,20 @@
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "capgap_core"
 ROOT = Path(__file__).resolve().parent
+
+_SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text(encoding="utf8")
+    for path in ROOT.rglob("*.py")
+}
+"""The package as it was when this process began: what runs is what was imported, not what lies on disk now."""
+_loaded: set[str] = set()
 
 NEUTRAL = frozenset({"errors", "locks", "progress", "provenance", "records", "store"})
 """Modules that cannot move a number; a test holds that none imports torch or numpy."""
@@ -48,12 +56,29 @@ def module_path(name: str) -> Path:
 
 def module_fingerprint(name: str) -> str:
     """Return sixteen hex digits of a module's syntax tree: words and error texts do not count."""
-    return _fingerprint_of(module_path(name).read_text(encoding="utf8"))
+    return _fingerprint_of(_SOURCES[name])
+
+
+def edited(names: Iterable[str]) -> list[str]:
+    """Return the modules whose files have changed since the process began, so that it may not run what they name.
+
+    A module that was loaded and alike when it was first asked for is in memory: what becomes of its file no longer
+    matters.
+    """
+    fresh = [name for name in names if name not in _loaded]
+    changed = [name for name in fresh if _on_disk(name) != module_fingerprint(name)]
+    _loaded.update(name for name in fresh if name not in changed and f"{PACKAGE}.{name}" in sys.modules)
+    return sorted(changed)
+
+
+def _on_disk(name: str) -> str | None:
+    path = module_path(name)
+    return _fingerprint_of(path.read_text(encoding="utf8")) if path.is_file() else None
 
 
 def imports_of(name: str) -> list[str]:
     """Return the modules of the package that a module imports, at any depth of its code."""
-    return list(_imports_of(module_path(name).read_text(encoding="utf8")))
+    return list(_imports_of(_SOURCES[name]))
 
 
 @cache
@@ -70,10 +95,10 @@ def _imports_of(source: str) -> tuple[str, ...]:
             base = node.module.removeprefix(PACKAGE).lstrip(".")
             for alias in node.names:
                 inner = f"{base}.{alias.name}" if base else alias.name
-                found.append(inner if module_path(inner).is_file() else base)
+                found.append(inner if inner in _SOURCES else base)
         elif isinstance(node, ast.Import):
             found += [a.name.removeprefix(f"{PACKAGE}.") for a in node.names if a.name.startswith(f"{PACKAGE}.")]
-    return tuple(name for name in found if name and module_path(name).is_file())
+    return tuple(name for name in found if name in _SOURCES)
 
 
 class _Silence(ast.NodeTransformer):

@@ -1,7 +1,9 @@
 """What this machine can do: the device, the precision that is fast on it, and a place to run in."""
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,11 @@ def device_of(execution: Execution) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def threads_of(execution: Execution) -> int:
+    """Return how many CPU threads an execution means."""
+    return execution.threads or torch.get_num_threads()
+
+
 def precision(dtype: Dtype, device: torch.device, *, hidden: int) -> Precision:
     """Return the precision that ``auto`` stands for.
 
@@ -40,10 +47,11 @@ def precision(dtype: Dtype, device: torch.device, *, hidden: int) -> Precision:
 
 @contextmanager
 def ready(execution: Execution, *, seed: int = 0) -> Iterator[torch.device]:
-    """Give the device with threads set and the random state of torch seeded; put both back afterwards."""
+    """Give the device with threads set and the random state of torch seeded; put all back afterwards."""
     device = device_of(execution)
     # Moments of embeddings that no batch touches decay until they are denormal, which a CPU adds several times
     # slower; threads that start after this inherit it.
+    kept = _keeps_denormals()
     torch.set_flush_denormal(True)
     before = torch.get_num_threads()
     devices = [device] if device.type == "cuda" else []
@@ -55,6 +63,22 @@ def ready(execution: Execution, *, seed: int = 0) -> Iterator[torch.device]:
             yield device
         finally:
             torch.set_num_threads(before)
+            torch.set_flush_denormal(not kept)
+
+
+def _keeps_denormals() -> bool:
+    smallest = float("5e-324")
+    return smallest + smallest != 0.0
+
+
+def name(device: torch.device) -> str:
+    """Return the name of the processor that a device computes on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf8").splitlines() if about.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def keep_in(model: nn.Module, dtype: Precision) -> None:

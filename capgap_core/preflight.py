@@ -1,9 +1,10 @@
 """Check everything a run needs before anything starts, and name all that is wrong at once."""
 
+import contextlib
 import difflib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from capgap_core import parts
 from capgap_core.corpus import Corpus, read_corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_teacher import GivenTeacher, inspect
 from capgap_core.recipes import Execution, Minidisc
+
+READING = {
+    "dataset", "task", "data", "data.text_columns", "data.label_column", "data.splits", "data.metric", "evaluate",
+    "evaluate.split",
+}  # fmt: skip
+"""What decides how the data set is read: where one of them is wrong, nothing can be said of the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,33 +43,37 @@ def check(parameters: Mapping[str, Any]) -> Checked:
     InputFaults
         With every fault of the parameters, the store, the data set and the teacher.
     """
-    good, faults = _validated(parameters)
-    faults += _across(good)
-    unwritable = _store(good.get("run"))
+    p, wrong, faults = _validated(parameters)
+    faults += _across(p, wrong)
+    unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
     faults += unwritable
+    faults += _device(p.run) if not wrong & {"run", "run.device"} else []
     corpus: Corpus | None = None
     teacher: GivenTeacher | None = None
-    root = None if unwritable else _root(good.get("run"))
-    if not {"dataset", "data", "task", "evaluate"} - good.keys():
+    root = None if unwritable else p.run.root
+    if not wrong & READING:
         try:
             with tempfile.TemporaryDirectory() as elsewhere:
-                cache, split = Path(root or elsewhere) / "cache", good["evaluate"].split
-                corpus = read_corpus(good["dataset"], task=good["task"], data=good["data"], split=split, cache=cache)
+                cache = Path(root or elsewhere) / "cache"
+                corpus = read_corpus(p.dataset, task=p.task, data=p.data, split=p.evaluate.split, cache=cache)
+                parts.check(corpus, _cutting(p, corpus))
         except InputFaults as error:
             faults += error.faults
-    if not {"teacher", "teacher_recipe"} - good.keys() and good["teacher"] != "scratch":
+    if "teacher" not in wrong and p.teacher != "scratch":
         try:
-            teacher = inspect(good["teacher"], good["teacher_recipe"].mode, corpus, cache=root)
+            teacher = inspect(p.teacher, p.teacher_recipe.mode, corpus, cache=root)
+            faults += _lengths(p, teacher)
         except InputFaults as error:
             faults += error.faults
     if faults or corpus is None:
         raise InputFaults(faults)
-    return Checked(parameters=Minidisc(**good), corpus=corpus, teacher=teacher)
+    return Checked(parameters=p, corpus=corpus, teacher=teacher)
 
 
-def _validated(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
-    """Return the parameters that are valid one by one, and the faults of the others."""
+def _validated(parameters: Mapping[str, Any]) -> tuple[Minidisc, set[str], list[Fault]]:
+    """Return the parameters with defaults for those that are wrong, which those are, and their faults."""
     good: dict[str, Any] = {}
+    wrong: set[str] = set()
     faults = [
         _unknown(name, value, Minidisc, ()) for name, value in parameters.items() if name not in Minidisc.model_fields
     ]
@@ -70,14 +82,54 @@ def _validated(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Faul
         value = value.model_dump() if isinstance(value, BaseModel) else value
         try:
             # Each field alone, so that one that is wrong does not hide what the others would say.
-            good[name] = getattr(Minidisc.model_validate({name: value}), name)
+            Minidisc.model_validate({name: value})
+            good[name] = value
         except ValidationError as error:
-            faults += [_from_pydantic(details) for details in error.errors(include_url=False)]
-    return good, faults
+            found = error.errors(include_url=False)
+            paths = [_path(details) for details in found]
+            # A list of which an item is wrong is also too short, to pydantic, by that item.
+            own = [not any(p[: len(q)] == q and p != q for p in paths) for q in paths]
+            faults += [_from_pydantic(details) for details, keep in zip(found, own, strict=True) if keep]
+            good[name], bad = _rest(name, value, paths)
+            wrong |= bad
+    return Minidisc.model_validate(good), wrong, faults
+
+
+def _rest(name: str, value: object, paths: Sequence[tuple[Any, ...]]) -> tuple[Any, set[str]]:
+    """Return what is left of a part without its wrong fields, and their names; the default where nothing is."""
+    inner = {str(path[1]) for path in paths if len(path) > 1}
+    if isinstance(value, Mapping) and all(len(path) > 1 for path in paths):
+        kept = {key: held for key, held in value.items() if key not in inner}
+        with contextlib.suppress(ValidationError):
+            Minidisc.model_validate({name: kept})
+            return kept, {f"{name}.{field}" for field in inner}
+    return Minidisc.model_fields[name].default, {name}
+
+
+def _cutting(p: Minidisc, corpus: Corpus) -> parts.Cutting:
+    return parts.Cutting(
+        protocol=p.protocol, task=corpus.task, train_rows=p.data.train_rows, selection_rows=p.data.selection_rows,
+        calibration_rows=p.data.calibration_rows, seed=p.data.seed,
+    )  # fmt: skip
+
+
+def _lengths(p: Minidisc, teacher: GivenTeacher) -> list[Fault]:
+    """Return a fault for each length that the teacher has no positions for."""
+    asked = {"data.max_length": p.data.max_length, "evaluate.length": p.evaluate.length}
+    rule = f"the teacher has {teacher.positions} positions"
+    return [
+        fault(field, length, rule, f"Give {teacher.positions} at most.")
+        for field, length in asked.items()
+        if length > teacher.positions
+    ]
+
+
+def _path(details: ErrorDetails) -> tuple[Any, ...]:
+    return tuple(part for part in details["loc"] if not (isinstance(part, str) and part.startswith("function-")))
 
 
 def _from_pydantic(details: ErrorDetails) -> Fault:
-    path = tuple(part for part in details["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    path = _path(details)
     field = ".".join(map(str, path))
     if details["type"] == "extra_forbidden":
         return _unknown(str(path[-1]), details["input"], _model_at(path[:-1]), path[:-1])
@@ -116,11 +168,11 @@ def _unknown(name: str, value: object, model: type[BaseModel], path: tuple[Any, 
     return fault(".".join([*map(str, path), name]), value, "no such parameter", remedy)
 
 
-def _across(good: Mapping[str, Any]) -> list[Fault]:
-    """Return the faults that two parameters have only together."""
+def _across(p: Minidisc, wrong: set[str]) -> list[Fault]:
+    """Return the faults that two parameters have only together, where both are right alone."""
     faults: list[Fault] = []
-    if {"student", "sandwich"} <= good.keys():
-        scale, grid = good["student"].scale, good["sandwich"].grid
+    if not wrong & {"student", "student.scale", "sandwich", "sandwich.grid"}:
+        scale, grid = p.student.scale, p.sandwich.grid
         if not any(candidate > scale for candidate in grid):
             faults.append(
                 fault(
@@ -130,8 +182,8 @@ def _across(good: Mapping[str, Any]) -> list[Fault]:
                     "Add a scale between student.scale and 1, or lower student.scale.",
                 )
             )
-    if "teacher_recipe" in good:
-        sizes = good["teacher_recipe"]
+    if not wrong & {"teacher_recipe", "teacher_recipe.hidden", "teacher_recipe.heads"}:
+        sizes = p.teacher_recipe
         if sizes.hidden % sizes.heads:
             faults.append(
                 fault(
@@ -144,14 +196,8 @@ def _across(good: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
-def _root(run: Execution | None) -> str | None:
-    return run.root if run is not None else None
-
-
-def _store(run: Execution | None) -> list[Fault]:
-    """Return a fault where the store cannot be written; leaves nothing behind."""
-    if run is None:
-        return []
+def _store(run: Execution) -> list[Fault]:
+    """Return a fault where the store cannot be written; leaves nothing behind but the folder itself."""
     if run.root is None:
         return [fault("run.root", None, "the store is not named", "Give a folder.")]
     root = Path(run.root)
@@ -166,7 +212,7 @@ def _store(run: Execution | None) -> list[Fault]:
         return [
             fault("run.root", str(root), f"the store cannot be written ({reason})", "Give a folder you may write to.")
         ]
-    return _device(run)
+    return []
 
 
 def _device(run: Execution) -> list[Fault]:
@@ -174,6 +220,15 @@ def _device(run: Execution) -> list[Fault]:
         return []
     import torch  # noqa: PLC0415 - seconds to import, and only this question needs it
 
-    if torch.cuda.is_available():
+    count, number = torch.cuda.device_count(), int(run.device.partition(":")[2] or 0)
+    if number < count:
         return []
-    return [fault("run.device", run.device, "this machine has no CUDA device that torch can use", "Use auto or cpu.")]
+    rule = f"torch can use {count} CUDA devices of this machine"
+    return [
+        fault(
+            "run.device",
+            run.device,
+            rule,
+            f"Use auto, cpu or cuda:0 to cuda:{count - 1}." if count else "Use auto or cpu.",
+        )
+    ]

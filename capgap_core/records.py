@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 RECORD_SCHEMA = "capgap.record/1"
 REFERENCE_SCHEMA = "capgap.reference/1"
+WORDS = frozenset({"columns", "eval_name", "notes"})
+"""Parts of a summary that are only told, in a report: no digest covers them, so that a name moves no number."""
 
 
 class StoredFile(BaseModel):
@@ -31,7 +33,7 @@ class Reference(BaseModel):
     code: str
     """Fingerprint of the code that made the result."""
     digest: str
-    """What the result holds: ``model/`` and the tables, not when or how fast they were made."""
+    """What the result holds: ``model/``, the tables and the summary, not when or how fast they were made."""
     path: str
     """Absolute path of the stage's folder in the store."""
     reused: bool = False
@@ -42,7 +44,7 @@ class Reference(BaseModel):
     steps_trained: int = 0
     """Optimizer steps the stage took when it was made."""
     summary: dict[str, Any] = {}
-    """Small facts that later stages and the report read; a function of the digest's content."""
+    """Small facts that later stages and the report read; the digest covers them, but for ``WORDS``."""
 
     @property
     def folder(self) -> Path:

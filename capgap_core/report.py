@@ -205,8 +205,8 @@ def _seeds(needed: int | None) -> str:
         return "No number of seeds can show a difference of zero."
     many = "1,000 seeds or more" if needed >= 1000 else f"About {needed} seeds"
     return (
-        f"{many} would do for a difference of this size, if seeds spread as much as examples do "
-        "(from one run nothing else is known; 2 seeds or more measure it)."
+        f"{many} would do, with a chance of 80%, for a difference of this size, if seeds spread as much as examples do "
+        "(from one run nothing else is known; 3 seeds or more measure it)."
     )
 
 

@@ -6,6 +6,7 @@ SST-2 would leave 99% of its longer selection rows with a training row that cont
 """
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,11 @@ class Cut:
 
 
 def normalised(text: str) -> Words:
-    """Return the words of a text without case, punctuation and spacing; a text of punctuation only is one word."""
-    folded = text.casefold()
+    """Return the words of a text without case, punctuation and spacing; a text of punctuation only is one word.
+
+    Unicode's variants of one text (NFKC) have the same words.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
     return tuple(_WORDS.findall(_APOSTROPHES.sub("", folded))) or ((folded.strip(),) if folded.strip() else ())
 
 

@@ -18,7 +18,7 @@ def task_loss(model: nn.Module, data: Reference, context: Context) -> LossOf:
     """Return the loss of fine-tuning: cross-entropy, or squared error for regression."""
     regression = data.summary["task"] == "regression"
 
-    def loss_of(batch: Batch) -> Iterator[list[Term]]:
+    def loss_of(batch: Batch, _step: int) -> Iterator[list[Term]]:
         with context():
             logits = model(**batch.inputs).logits
         if regression:

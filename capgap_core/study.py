@@ -22,10 +22,15 @@ ROLES = ("teacher", "assistant", "student", "direct", "direct_flops", "slimmed")
 AGAINST = ("direct_flops", "direct")
 """What the student is held against; equal FLOPs first, since that is the fair comparison."""
 
+FEWEST_SEEDS = 3
+"""Fewer can show nothing; see ``verdict``."""
 MOST_SEEDS = 1000
+POWER = 0.8
 _RESAMPLES = 2000
 _MADE_AS = {"assistant": "candidate"}
 """The role of the stages that made a model, where it is another: all candidates are made and evaluated together."""
+_SCORED = ("data", "teacher", "importance", "sandwich", "candidates", "tradeoff", "distil", "evaluate")
+"""The stages whose code moves a published value."""
 COUNTS = dict.fromkeys(("parameters", "non_embedding", "length"), "Int64")
 """Columns of published rows that stay whole numbers where a role has none."""
 _SHOWN = {"assistant": "TA", "direct_flops": "direct, equal FLOPs", "direct": "direct, equal epochs"}
@@ -78,26 +83,31 @@ def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Difference
 
 
 def seeds_needed(spread: float, effect: float) -> int | None:
-    """Return how many seeds the paired 95% t interval needs to exclude zero around an effect of this size.
+    """Return how many seeds give an effect of this size a chance of 80% to be shown by the paired 95% t interval.
 
-    The smallest n of 2 or more with t(0.975, n - 1) * spread / sqrt(n) < abs(effect); ``MOST_SEEDS`` stands for "that
-    many or more", None for an effect of zero, which no number of seeds can show. ``spread`` is the standard deviation
-    of the difference between seeds. From a single run only the paired standard error over examples is known; it stands
-    in for it, and whoever shows the number says so.
+    The smallest n of ``FEWEST_SEEDS`` or more at which the noncentral t distribution gives that power; ``MOST_SEEDS``
+    stands for "that many or more", None for an effect of zero, which no number of seeds can show. ``spread`` is the
+    standard deviation of the difference between seeds. From a single run only the paired standard error over examples
+    is known; it stands in for it, and whoever shows the number says so.
     """
     if not (math.isfinite(spread) and spread >= 0 and math.isfinite(effect)):
         raise ValueError(f"spread = {spread}, effect = {effect}: must be finite, the spread 0 or more")
     if effect == 0:
         return None
-    for n in range(2, MOST_SEEDS):
-        if _t(n) * spread / math.sqrt(n) < abs(effect):
-            return n
-    return MOST_SEEDS
+    if spread == 0:
+        return FEWEST_SEEDS
+    found = range(FEWEST_SEEDS, MOST_SEEDS)
+    return next((n for n in found if _power(n, abs(effect) / spread) >= POWER), MOST_SEEDS)
 
 
 def verdict(difference: Difference | None) -> Verdict:
-    """Say what student - direct_flops shows; never anything for one run, whose interval is over examples."""
-    if difference is None or difference.over != "seeds" or difference.n < 2:
+    """Say what student - direct_flops shows; never anything for one run, whose interval is over examples.
+
+    Nor for two seeds, or for differences that are all equal: metrics move in steps of one example, so that few
+    differences are equal by chance, which leaves an interval without width (simulated with no effect, two seeds on 100
+    examples gave a verdict in one study of ten).
+    """
+    if difference is None or difference.over != "seeds" or difference.n < FEWEST_SEEDS or difference.spread == 0:
         return "not shown"
     if difference.low > 0:
         return "the TA was worth it"
@@ -200,6 +210,11 @@ def _t(n: int) -> float:
     return float(stats.t.ppf(0.975, n - 1))
 
 
+def _power(n: int, effect: float) -> float:
+    """Return the chance that n seeds show an effect, in standard deviations, with the right sign."""
+    return float(stats.nct.sf(_t(n), n - 1, effect * math.sqrt(n)))
+
+
 def _interval(values: NDArray[np.float64]) -> tuple[float, float, float, float]:
     """Return mean, low, high and sd; all but the mean NaN for one value."""
     mean = float(values.mean())
@@ -219,7 +234,8 @@ def _check_alike(runs: Sequence[Run]) -> None:
             raise ValueError(f"{run.dataset}: seed {run.seed} comes twice")
         seen.add((*place, run.seed))
         data = _stage(result, "data", "")["identity"]
-        facts = (result["flow"], result["metric"], result["split"], result["n"], run.n_train, run.device, data)
+        codes = tuple(sorted((s["stage"], s["role"], s["code"]) for s in result["stages"] if s["stage"] in _SCORED))
+        facts = (result["flow"], result["metric"], result["split"], result["n"], run.n_train, run.device, data, codes)
         if first.setdefault(place, facts) != facts:
             raise ValueError(f"{run.dataset}: runs differ in more than the seed: {first[place]} and {facts}")
 
@@ -280,15 +296,15 @@ def _span(row: Mapping[str, Any], style: str) -> str:
 def _said(row: Mapping[str, Any]) -> str:
     if row["against"] != "direct_flops":
         return "–"
-    if row["n_seeds"] < 2:
-        return "not shown (one seed never can)"
+    if row["n_seeds"] < FEWEST_SEEDS:
+        return f"not shown (it takes {FEWEST_SEEDS} seeds or more)"
     if row["verdict"] != "not shown":
         return str(row["verdict"])
     needed = row["seeds_needed"]
     if pd.isna(needed):
         return "not shown"
     many = f"{int(needed)} or more" if needed >= MOST_SEEDS else f"about {int(needed)}"
-    return f"not shown ({many} seeds would, if the mean stays)"
+    return f"not shown ({many} seeds would do with a chance of 80%, if the mean stays)"
 
 
 def _arm_lines(summary: pd.DataFrame) -> list[str]:

@@ -59,8 +59,8 @@ class Step:
     tokens_per_second: float
 
 
-LossOf = Callable[[Batch], Iterable[list[Term]]]
-"""Yields the terms of a batch in groups; each group is differentiated before the next is computed."""
+LossOf = Callable[[Batch, int], Iterable[list[Term]]]
+"""Of a batch and the number of its step, yields the terms in groups; each is differentiated before the next."""
 
 
 def train(
@@ -90,7 +90,7 @@ def train(
         for start in range(0, len(index), training.micro_batch):
             batch = examples.batch(index[start : start + training.micro_batch]).to(device)
             with lookups.sparse():
-                for group in loss_of(batch):
+                for group in loss_of(batch, step):
                     _backward(group, counts, terms)
         lookups.settle()
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.clip))

@@ -77,7 +77,6 @@ def _run(given: argparse.Namespace) -> int:
 
 def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, Any], int]:
     """Return the result of a run in this process, finished or not, and the exit status."""
-    before = _ended(root)
     try:
         return flow_of(name)(**parameters), COMPLETED
     except InputFaults as faults:  # what was there at the check has gone since
@@ -85,12 +84,9 @@ def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, A
         return runs.failure(name, faults), BAD_INPUT
     except Exception as error:
         say(f"{type(error).__name__}: {error}")
-        new = [result for result in runs.results(root) if result["run_id"] not in before]
-        return new[0] if new else runs.failure(name, error), FAILED
-
-
-def _ended(root: Path) -> set[str]:
-    return {result["run_id"] for result in runs.results(root)}
+        own = getattr(error, "run_id", None)
+        ended = [result for result in runs.results(root) if own and result["run_id"] == own]
+        return ended[0] if ended else runs.failure(name, error), FAILED
 
 
 def _print_failure(given: argparse.Namespace, failed: dict[str, Any], status: int) -> int:

@@ -107,15 +107,16 @@ def results(root: Path) -> list[dict[str, Any]]:
 def siblings(folder: RunFolder, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     """Return seed → result of the finished runs that differ from this one in nothing but the seed; the newest of each.
 
-    Alike are the parameters, but for where it runs, and what the data stage holds.
+    Alike are the parameters, but for where it runs, the code of every stage that moves a score, and what went into
+    the parts, the teacher, the sandwich and the student: the precision that a device stands for, too.
     """
-    own = _parameters(folder.path)
+    own, lineage = _parameters(folder.path), _lineage(result)
     found: dict[int, Mapping[str, Any]] = {}
     if own is None:
         return found
     for held in results(folder.path.parents[1]):
         other = _parameters(folder_of(folder.path.parents[1], held["run_id"])) if held["run_id"] else None
-        if other is None or held["status"] != "completed" or _data(held) != _data(result):
+        if other is None or held["status"] != "completed" or _lineage(held) != lineage:
             continue
         if other.model_copy(update={"seed": own.seed, "run": own.run}) == own:
             found.setdefault(other.seed, held)
@@ -132,5 +133,24 @@ def _parameters(folder: Path) -> Minidisc | None:
         return None  # of a version with other parameters, so not of the same recipe
 
 
-def _data(result: Mapping[str, Any]) -> str | None:
-    return next((stage["digest"] for stage in result["stages"] if stage["stage"] == "data"), None)
+def _lineage(result: Mapping[str, Any]) -> list[Any]:
+    """Return what the scores of a run come from, but for the seed."""
+    stages = [s for s in result["stages"] if s["stage"] not in ("latency", "report")]
+    codes = sorted((s["stage"], s["role"], s["code"]) for s in stages)
+    wanted = ("data", "teacher teacher", "sandwich candidate", "distil student")
+    return [*codes, *(_recipe(s["path"]) for s in stages if f"{s['stage']} {s['role']}".strip() in wanted)]
+
+
+def _recipe(path: str) -> Any:
+    """Return the recipe in a stage's record without seeds; the path itself where the record cannot be read."""
+    try:
+        held = json.loads((Path(path) / "record.json").read_text(encoding="utf8"))["recipe"]["hashed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return path
+    return _without_seeds(held)
+
+
+def _without_seeds(held: Any) -> Any:
+    if isinstance(held, dict):
+        return {name: _without_seeds(value) for name, value in held.items() if name != "seed"}
+    return held

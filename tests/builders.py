@@ -40,7 +40,7 @@ def bert(
     """
     config = BertConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=neurons, num_labels=labels, max_position_embeddings=32, hidden_dropout_prob=dropout,
+        intermediate_size=neurons, num_labels=labels, max_position_embeddings=128, hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
+from capgap_core.errors import StageFailed
 from capgap_core.families import capgap_bert
 from capgap_core.families.capgap_bert import CapgapBertConfig, CapgapBertForSequenceClassification
 from capgap_core.shapes import Kept, Projection, Shape
@@ -53,6 +54,28 @@ def scratch(*, vocabulary: int, layers: int, hidden: int, heads: int, neurons: i
 def load(folder: Path | str, **config: Any) -> PreTrainedModel:
     """Load a stock BERT classifier in fp32 from a folder or a hub name."""
     return BertForSequenceClassification.from_pretrained(folder, dtype="float32", **config)
+
+
+def load_given(folder: Path | str, *, new_head: bool, **config: Any) -> PreTrainedModel:
+    """Load a checkpoint that a user gave; only the pooler, and a head that is to be drawn anew, may be missing in it.
+
+    Raises
+    ------
+    StageFailed
+        Where other weights are missing or do not fit the config: from_pretrained would draw them at random.
+    """
+    loaded: Any = BertForSequenceClassification.from_pretrained(
+        folder, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, **config
+    )
+    model, found = loaded
+    allowed = ("bert.pooler.", "classifier.") if new_head else ()
+    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    lacking = [name for name in lacking if not name.startswith(allowed or "-")]
+    if lacking:
+        names = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
+        why = f"{len(lacking)} weights are missing in {folder} or do not fit its config: {names}"
+        raise StageFailed("teacher", why, "Give a folder that BertForSequenceClassification loads whole.")
+    return model
 
 
 def load_slimmed(folder: Path) -> PreTrainedModel:

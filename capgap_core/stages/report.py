@@ -33,6 +33,10 @@ class Recipe(BaseModel):
     spent: dict[str, float]
     """Arm → FLOPs of training that only this arm has to pay."""
     command: str
+    words: dict[str, list[str] | str]
+    """What the data set's record says in words, which no digest covers."""
+    latency: str | None
+    """The identity of the timings, which no digest covers."""
 
 
 def run(

@@ -60,10 +60,17 @@ def run(
     return Made(summary={"scales": list(recipe.scales)}, steps_trained=done, tokens=tokens)
 
 
-def _drawn(recipe: Recipe) -> Callable[[], Sequence[float]]:
-    """Return the scales of each step: all, or the largest, the smallest and some drawn between them."""
+def _drawn(recipe: Recipe) -> Callable[[int], Sequence[float]]:
+    """Return step → its scales: all, or the largest, the smallest and some drawn between them.
+
+    A function of the step alone, so that its micro-batches train the same sub-networks.
+    """
     between = recipe.scales[1:-1]
     if recipe.mode == "all" or len(between) <= recipe.random:
-        return lambda: recipe.scales
-    draw = random.Random(recipe.training.seed)
-    return lambda: (recipe.scales[0], *sorted(draw.sample(between, recipe.random), reverse=True), recipe.scales[-1])
+        return lambda _step: recipe.scales
+
+    def of(step: int) -> Sequence[float]:
+        draw = random.Random(f"{recipe.training.seed} {step}")
+        return (recipe.scales[0], *sorted(draw.sample(between, recipe.random), reverse=True), recipe.scales[-1])
+
+    return of

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from capgap_core import models, scoring, steps
+from capgap_core.checkpoints import content_of
+from capgap_core.errors import StageFailed
 from capgap_core.machine import autocast, ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
@@ -78,8 +80,11 @@ def _start(recipe: Recipe, data: Reference) -> PreTrainedModel:
     if recipe.scratch is not None:
         sizes = recipe.scratch.model_dump()
         return adapter.scratch(vocabulary=data.summary["vocabulary"], labels=labels, **sizes)
+    assert recipe.source is not None
+    if content_of(Path(recipe.source)) != recipe.content:
+        raise StageFailed("teacher", f"files of {recipe.source} changed after the run began", "Start the run again.")
     if recipe.mode == "accept":
-        return adapter.load(recipe.source)
-    model = adapter.load(recipe.source, num_labels=labels, ignore_mismatched_sizes=True)
+        return adapter.load_given(recipe.source, new_head=False)
+    model = adapter.load_given(recipe.source, new_head=True, num_labels=labels)
     models.new_head(model, adapter, seed=recipe.seed)
     return model

@@ -165,3 +165,68 @@ def test_a_constant_runs_the_stages_whose_code_holds_it(
     assert others == changed
     # The bytes are the same in another process and by other code, so nothing that follows ran.
     assert [s["digest"] for s in strict["stages"]] == [s["digest"] for s in old["stages"]]
+
+
+def test_another_metric_or_other_label_words_reach_every_stage_that_reads_them(
+    asked: dict[str, Any], results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    renamed = Path(asked["dataset"]).with_name("renamed.csv")
+    text = Path(asked["dataset"]).read_text(encoding="utf8")
+    renamed.write_text(text.replace("day", "hot").replace("night", "warm"), encoding="utf8")
+    package = copied(tmp_path)
+    matthews = {**asked, "data": {**asked["data"], "metric": "matthews"}}
+    other, words = run(package, matthews, {**asked, "dataset": str(renamed)})
+    assert other["metric"] == "matthews"
+    assert set(other["scores"]["student"]) == {"matthews"}
+    assert "teacher teacher" in made(other)
+    config = json.loads((Path(words["paths"]["student"]) / "config.json").read_text(encoding="utf8"))
+    assert sorted(config["id2label"].values()) == ["hot", "warm"]
+
+
+EDITED = """
+import json, sys
+from pathlib import Path
+from capgap_core import fingerprint
+from capgap_core.errors import StageFailed
+from capgap_core.recipes import Minidisc
+
+package, parameters, when = json.load(sys.stdin)
+p = Minidisc.model_validate(parameters)
+given = {name: getattr(p, name) for name in parameters}
+code = Path(package) / "losses.py"
+
+def edit():
+    text = code.read_text(encoding="utf8")
+    code.write_text(text.replace("layers // 6))", "layers // 7))"), encoding="utf8")
+
+if when == "before it is loaded":
+    edit()
+from capgap_core import chain
+if when == "after it is loaded":
+    chain.minidisc(**given)
+    edit()
+    given = {**given, "seed": 2}
+try:
+    print(json.dumps(chain.minidisc(**given).result))
+except StageFailed as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize("when", ["before it is loaded", "after it is loaded"])
+def test_code_that_is_edited_under_a_running_process_is_never_another_codes_result(
+    asked: dict[str, Any], results: list[dict[str, Any]], tmp_path: Path, when: str
+) -> None:
+    package = copied(tmp_path)
+    parameters = {**asked, "run": {**asked["run"], "root": str(tmp_path / "art")}}
+    done = subprocess.run(
+        [sys.executable, "-c", EDITED], input=json.dumps([str(package), parameters, when]), capture_output=True,
+        text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    if when == "before it is loaded":
+        assert "losses.py changed while this process was running" in said
+        assert "Start the run again" in said
+    else:  # what runs is in memory, and is stored as what it is
+        assert [s["code"] for s in said["stages"]] == [s["code"] for s in results[0]["stages"]]

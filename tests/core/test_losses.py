@@ -110,7 +110,7 @@ def test_distillation_is_half_the_hidden_error_and_half_the_predictions(tmp_path
     part = builders.examples(tmp_path, 6, regression=regression)
     ask = targets.live(teacher, layers=(0, 1, 2), context=nullcontext)
     distillation = Distillation(ask, layers=2, regression=regression, temperature=2.0, context=nullcontext)
-    (terms,) = distillation.loss_of(student)(part.batch(range(6)))
+    (terms,) = distillation.loss_of(student)(part.batch(range(6)), 1)
     counts = {"examples": 6, "tokens": int(part.lengths.sum())}
     found = sum(term.weight * term.total.item() / counts[term.per] for term in terms)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import builders
 import pytest
+from safetensors.torch import load_file, save_file
 
 import capgap_core
 from capgap_core import preflight
@@ -226,6 +227,91 @@ def test_a_teacher_of_another_number_of_labels(asked: Asked, tmp_path: Path) -> 
     assert "teacher_recipe.mode=finetune" in one.remedy
     finetuned = preflight.check({**asked, "teacher": str(tmp_path / "three"), "teacher_recipe": {"mode": "finetune"}})
     assert finetuned.teacher is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"hidden_size": None}, "hidden_size = None"),
+        ({"hidden_size": True}, "hidden_size = True"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+        ({"id2label": {"yes": "day", "no": "night"}}, "id2label"),
+        ({"id2label": ["day", "night"]}, "id2label"),
+        ({"num_hidden_layers": 3}, "encoder.layer.2.output.dense.weight is missing"),
+        ({"hidden_size": 64}, "(60, 64)"),
+        ({"vocab_size": 5}, "word_embeddings"),
+    ],
+)
+def test_a_teacher_whose_config_is_wrong(
+    asked: Asked, tuned: Path, tmp_path: Path, config: dict[str, Any], said: str
+) -> None:
+    found = faults_of({**asked, "teacher": str(changed(tuned, tmp_path, **config))})
+    assert {one.field for one in found} == {"teacher"}
+    assert any(said in one.rule for one in found)
+
+
+def test_a_config_that_leaves_sizes_out_means_the_usual_ones(asked: Asked, tuned: Path, tmp_path: Path) -> None:
+    folder = changed(tuned, tmp_path)
+    held = json.loads((folder / "config.json").read_text(encoding="utf8"))
+    del held["hidden_size"]
+    (folder / "config.json").write_text(json.dumps(held), encoding="utf8")
+    assert any("(60, 768)" in one.rule for one in faults_of({**asked, "teacher": str(folder)}))
+
+
+def test_a_tokenizer_of_another_model(asked: Asked, tuned: Path, tmp_path: Path) -> None:
+    folder = changed(tuned, tmp_path)
+    (folder / "vocab.txt").write_text("\n".join(f"piece{i}" for i in range(61)), encoding="utf8")
+    assert "61 pieces, its embeddings 60" in only({**asked, "teacher": str(folder)}).rule
+
+
+def test_lengths_that_the_teacher_has_no_positions_for(asked: Asked, tuned: Path) -> None:
+    parameters = {**asked, "teacher": str(tuned), "data": {"max_length": 129}, "evaluate": {"length": 200}}
+    found = faults_of(parameters)
+    assert {(one.field, one.value) for one in found} == {("data.max_length", "129"), ("evaluate.length", "200")}
+    assert all("128 positions" in one.rule for one in found)
+
+
+@pytest.mark.parametrize("lacking", ["pooler", "architecture"])
+def test_a_head_that_was_not_trained_for_sequences_is_not_accepted(
+    asked: Asked, tuned: Path, tmp_path: Path, lacking: str
+) -> None:
+    other = {"architectures": ["BertForTokenClassification"]} if lacking == "architecture" else {}
+    folder = changed(tuned, tmp_path, **other)
+    if lacking == "pooler":
+        state = load_file(folder / "model.safetensors")
+        save_file({k: v for k, v in state.items() if "pooler" not in k}, folder / "model.safetensors")
+    checked = preflight.check({**asked, "teacher": str(folder)}).teacher
+    assert checked is not None
+    assert checked.mode == "finetune"
+
+
+def test_a_fault_of_one_field_hides_no_other(asked: Asked, tmp_path: Path) -> None:
+    parameters = {
+        "dataset": str(tmp_path / "nowhere"), "teacher": "/nowhere/either", "data": {"max_length": 4},
+        "teacher_recipe": {"epochs": -1}, "student": {"scale": 0.6}, "sandwich": {"epochs": -1},
+        "run": {"root": asked["run"]["root"], "device": "cuda:77"},
+    }  # fmt: skip
+    assert {one.field for one in faults_of(parameters)} == {
+        "dataset", "teacher", "data.max_length", "teacher_recipe.epochs", "sandwich.grid", "sandwich.epochs",
+        "run.device",
+    }  # fmt: skip
+
+
+def test_what_follows_from_a_fault_is_not_another(asked: Asked) -> None:
+    assert only({**asked, "sandwich": {"grid": [2.0]}}).field == "sandwich.grid.0"
+    assert only({**asked, "student": {"scale": 1.5}, "sandwich": {"grid": [0.05]}}).field == "student.scale"
+    assert only({**asked, "data": {"label_column": 3}}).field == "data.label_column"
+
+
+@pytest.mark.parametrize("rows", [["the same words again and again"] * 60, [f"text {i}" for i in range(60)]])
+def test_rows_of_which_no_part_can_be_cut(asked: Asked, tmp_path: Path, rows: list[str]) -> None:
+    """All of one text, or each of a class of its own."""
+    labels = [i if len(set(rows)) > 1 else i % 2 for i in range(len(rows))]
+    lines = [f"{text},{label}" for text, label in zip(rows, labels, strict=True)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]), encoding="utf8")
+    one = only({**asked, "dataset": str(tmp_path / "rows.csv")})
+    assert (one.field, one.value) == ("dataset", "60 rows in train")
+    assert "nothing is left" in one.rule
 
 
 def test_a_teacher_with_its_labels_in_another_order(asked: Asked, tuned: Path, tmp_path: Path) -> None:

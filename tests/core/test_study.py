@@ -63,14 +63,13 @@ def test_one_seed_or_unpaired_seeds_give_no_interval(first: list[float], second:
         compare_seeds(first, second)
 
 
-def test_seeds_needed_by_hand() -> None:
-    # t(0.975) is 12.706, 4.303, 3.182, 2.776 for 1 to 4 degrees of freedom; over sqrt(n): 8.98, 2.48, 1.59, 1.24.
-    assert seeds_needed(1.0, 9.0) == 2
-    assert seeds_needed(1.0, 2.5) == 3
-    assert seeds_needed(1.0, -2.5) == 3
-    assert seeds_needed(0.01, 0.0125) == 5
+def test_seeds_needed_are_those_of_the_tables() -> None:
+    # Pairs for a power of 80% at 5%, two-sided, in the tables of Cohen (1988) and of G*Power.
+    assert [seeds_needed(1.0, effect) for effect in (0.2, 0.5, 0.8, 1.0)] == [199, 34, 15, 10]
+    assert seeds_needed(0.01, -0.005) == 34
+    assert seeds_needed(1.0, 9.0) == 3
     assert seeds_needed(1.0, 0.0001) == 1000
-    assert seeds_needed(0.0, 0.1) == 2
+    assert seeds_needed(0.0, 0.1) == 3
     assert seeds_needed(1.0, 0.0) is None
 
 
@@ -166,10 +165,11 @@ def test_readme_table_says_what_may_be_said() -> None:
     noisy = [run(1, shift=0.04), run(2, shift=-0.06), run(3), run(1, dataset="mrpc")]
     text = readme_table(published(noisy))
     first = text.splitlines()[2]
-    assert first.startswith("| mrpc | 0.1 | accuracy | direct, equal FLOPs | +0.0200 | – | 1 | not shown (one seed")
+    assert first.startswith("| mrpc | 0.1 | accuracy | direct, equal FLOPs | +0.0200 | – | 1 | not shown (it takes 3")
     assert "| sst-2 | 0.1 | accuracy | direct, equal FLOPs | +0.0133 |" in text
-    # sd/mean is 3.775: 2.0049 * 3.775 / sqrt(57) = 1.002, and with 58 seeds 0.993.
-    assert "not shown (about 58 seeds would" in text
+    # The mean is 1/3.775 of a standard deviation: by the normal approximation ((1.96 + 0.8416) * 3.775)^2 = 111.9, and
+    # two more for the t distribution.
+    assert "not shown (about 114 seeds would" in text
     assert "| sst-2 | 0.1 | accuracy | TA | 0.8600 | 0.8600 to 0.8600 | 0.0000 | 3 | 872 |" in text
     assert "not corrected" in text
     assert "nan" not in text.lower()

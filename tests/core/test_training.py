@@ -91,7 +91,7 @@ def test_every_example_and_every_token_of_a_step_counts_the_same(tmp_path) -> No
     part, student = builders.examples(tmp_path, 8), builders.bert(seed=2)
     twin, gradients = copy.deepcopy(student), watched(student)
     run(student, part, recipe(steps=1, micro_batch=1, clip=1e9), distillation().loss_of(student))
-    (terms,) = distillation().loss_of(twin)(part.batch(range(8)))
+    (terms,) = distillation().loss_of(twin)(part.batch(range(8)), 1)
     by_name = {term.name: term.total for term in terms}
     loss = 0.5 * by_name["hidden"] / int(part.lengths.sum()) + 0.5 * by_name["prediction"] / 8
     loss.backward()
@@ -127,7 +127,7 @@ class Still(nn.Module):
         super().__init__()
         self.held = builders.bert(seed=3)
 
-    def loss_of(self, batch: Batch) -> Iterator[list[Term]]:
+    def loss_of(self, batch: Batch, _step: int) -> Iterator[list[Term]]:
         total = torch.stack([(0.0 * p).sum() for p in self.parameters()]).sum()
         yield [Term(name="nothing", total=total, per="examples")]
 
@@ -177,9 +177,9 @@ def test_what_is_not_finite_is_refused_before_the_step(tmp_path, broken: str) ->
     part, student = builders.examples(tmp_path), builders.bert(seed=2)
     inner, calls, before = distillation().loss_of(student), [0], {}
 
-    def loss_of(batch: Batch) -> Iterator[list[Term]]:
+    def loss_of(batch: Batch, step: int) -> Iterator[list[Term]]:
         calls[0] += 1
-        for group in inner(batch):
+        for group in inner(batch, step):
             if calls[0] == 2:
                 before.update(copy.deepcopy(student.state_dict()))
                 wrong = {
@@ -282,8 +282,9 @@ def test_the_sandwich_is_the_mean_of_its_sub_networks(tmp_path) -> None:
         return torch.stack([t.weight * t.total / counts[t.per] for t in group]).sum()
 
     losses, scales = {}, tuple(PLANS)
-    shared = distillation().sandwich_of(model, slimming.Prefixes(bert, model, shape, PLANS), lambda: scales)
-    for group in shared(batch):
+    prefixes = slimming.Prefixes(bert, model, shape, PLANS)
+    shared = distillation().sandwich_of(model, prefixes, lambda _step: scales)
+    for group in shared(batch, 1):
         (scale,) = {term.scale for term in group}
         loss = total(group)
         losses[scale] = loss.item()
@@ -293,7 +294,7 @@ def test_the_sandwich_is_the_mean_of_its_sub_networks(tmp_path) -> None:
     expected, separate = {name: torch.zeros_like(p) for name, p in state.items()}, []
     for plan in PLANS.values():
         small = slimming.slim(bert, model, shape, plan).eval()
-        (group,) = distillation().loss_of(small)(batch)
+        (group,) = distillation().loss_of(small)(batch, 1)
         loss = total(group)
         separate.append(loss.item())
         loss.backward()
@@ -316,21 +317,21 @@ def sandwich_recipe(mode: str, count: int, seed: int = 1) -> sandwich.Recipe:
 def test_sampled_steps_hold_the_largest_and_the_smallest() -> None:
     asked = sandwich_recipe("sampled", 2)
     draw = sandwich._drawn(asked)
-    steps = [tuple(draw()) for _ in range(60)]
+    steps = [tuple(draw(step)) for step in range(60)]
     assert {step[0] for step in steps} == {0.9}
     assert {step[-1] for step in steps} == {0.1}
     assert all(len(set(step)) == 4 and list(step) == sorted(step, reverse=True) for step in steps)
     assert {scale for step in steps for scale in step} == set(asked.scales)
     again, other = sandwich._drawn(asked), sandwich._drawn(sandwich_recipe("sampled", 2, seed=2))
-    assert [tuple(again()) for _ in range(60)] == steps
-    assert [tuple(other()) for _ in range(60)] != steps
+    assert [tuple(again(step)) for step in reversed(range(60))] == steps[::-1], "a function of the step alone"
+    assert [tuple(other(step)) for step in range(60)] != steps
 
 
 @pytest.mark.parametrize(("mode", "count"), [("all", 0), ("sampled", 4), ("sampled", 32)])
 def test_all_scales_train_in_each_step_otherwise(mode: str, count: int) -> None:
     asked = sandwich_recipe(mode, count)
-    assert tuple(sandwich._drawn(asked)()) == asked.scales
+    assert tuple(sandwich._drawn(asked)(1)) == asked.scales
 
 
 def test_none_between_the_largest_and_the_smallest() -> None:
-    assert tuple(sandwich._drawn(sandwich_recipe("sampled", 0))()) == (0.9, 0.1)
+    assert tuple(sandwich._drawn(sandwich_recipe("sampled", 0))(1)) == (0.9, 0.1)
