@@ -183,7 +183,19 @@ def _quiet() -> Iterator[None]:
 
 def _read_local(parts: dict[str, list[Path]], cache: Path, problems: Problems) -> dict[str, Table]:
     tables = {part: _read_files(part, files, cache, problems) for part, files in parts.items()}
+    _unlike({part: table.content for part, table in tables.items() if table is not None}, problems)
     return {part: table for part, table in tables.items() if table is not None}
+
+
+def _unlike(contents: dict[str, str], problems: Problems) -> None:
+    """Find a fault where two parts are of one split, or of files with the same bytes: nothing could be measured."""
+    owners: dict[str, str] = {}
+    for part, content in contents.items():
+        first = owners.setdefault(content, part)
+        field = f"data.splits.{part}"
+        if content and first != part and all(known.field != field for known in problems.faults):
+            rule = f"holds the same rows as {first}"
+            problems.add(fault(field, part, rule, "Name another file or split for one of them."))
 
 
 def _read_files(part: str, files: list[Path], cache: Path, problems: Problems) -> Table | None:
@@ -280,6 +292,7 @@ def _read_hub(name: str, revision: str | None, data: DataRecipe, cache: Path, pr
                 problems.add(fault(f"data.splits.{part}", None, f"{found} could each be the {part} part", remedy))
             elif found:
                 chosen[part] = found[0]
+    _unlike(chosen, problems)
     tables |= {part: _table(part, f"{name}:{split}", splits[split]) for part, split in chosen.items()}
     return [part for part in (config, repository.rpartition("/")[2]) if part], tables
 

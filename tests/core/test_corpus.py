@@ -123,8 +123,8 @@ def test_columns_are_recognised(names: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_columns_and_parts_are_given(tmp_path: Path) -> None:
     data = [{"left": f"x {n}", "right": n, "gold": n / 7} for n in range(40)]
-    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
-        (tmp_path / name).write_bytes(jsonl(data))
+    for rows_fewer, name in enumerate(("a.jsonl", "b.jsonl", "c.jsonl")):
+        (tmp_path / name).write_bytes(jsonl(data[: 40 - rows_fewer]))
     made = read(
         tmp_path, cache=tmp_path / "cache", text_columns=("left", "right"), label_column="gold",
         splits={"train": "a.jsonl", "eval": str(tmp_path / "b.jsonl"), "selection": "c.jsonl"},
@@ -152,7 +152,7 @@ def test_an_eval_part_may_write_the_same_labels_in_another_type(tmp_path: Path) 
 )
 def test_which_part_is_reported_on(split: str, test_labels: list[int], name: str, tmp_path: Path) -> None:
     for part, labels in (("train", [0, 1]), ("dev", [1]), ("test", test_labels)):
-        data = [{"text": f"t {n}", "label": labels[n % len(labels)]} for n in range(20)]
+        data = [{"text": f"{part} {n}", "label": labels[n % len(labels)]} for n in range(20)]
         (tmp_path / f"{part}.jsonl").write_bytes(jsonl(data))
     assert read(tmp_path, split=split, cache=tmp_path / "cache").eval_name == name
 
@@ -224,6 +224,14 @@ def test_a_hub_data_set_has_its_own_class_names(tmp_path: Path, monkeypatch: pyt
     assert made.parts["eval"].labels == [1, 0]
     with pytest.raises(InputFaults, match="matched"):
         read("glue/cola", cache=tmp_path, splits={"eval": "matched"})
+    with pytest.raises(InputFaults, match="same rows as dev"):
+        read("glue/cola", cache=tmp_path, splits={"selection": "validation"})
+
+
+def test_a_copy_of_a_file_is_no_other_part(refuse: Refuse) -> None:
+    files = {"train.jsonl": rows(), "dev.jsonl": rows(6), "chosen.jsonl": rows(6)}
+    said = refuse(files, splits={"selection": "chosen.jsonl"})
+    assert "data.splits.dev = dev: holds the same rows as selection" in said
 
 
 def test_a_hub_name_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
