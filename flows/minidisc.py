@@ -37,7 +37,7 @@ def _name() -> str:
     name="capgap",
     flow_run_name=_name,
     description="MiniDisc: distil a small student through a teacher assistant chosen in one trial.",
-    validate_parameters=False,  # capgap's own check says every fault at once, at both doors in the same words
+    validate_parameters=False,  # capgap's own check says every fault at once, in the same words as at the command line
     persist_result=False,  # the store is what lasts
 )
 @described(Minidisc)

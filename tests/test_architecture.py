@@ -1,6 +1,7 @@
 """The layers hold: who may import what, how long things may be, and that each file says what it is."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,15 @@ def test_no_pickle():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"pickle", "cloudpickle", "dill", "joblib"}, path
+
+
+def test_the_file_map_of_the_readme_is_the_tree() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf8").split("## Files")[1]
+    named = set(re.findall(r"`([\w./*]+\.py)`", text))
+    for path in SOURCES:
+        short = str(path.relative_to(ROOT)).removeprefix("capgap_core/")
+        if path.name == "__init__.py" or f"{Path(short).parent}/*.py" in named:
+            continue
+        assert short in named, short
+    for name in named:
+        assert [*ROOT.glob(name), *(ROOT / "capgap_core").glob(name)], name
