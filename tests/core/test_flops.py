@@ -1,11 +1,12 @@
 """FLOPs against torch's own counter, and the steps that spend equal FLOPs."""
 
 import builders
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from capgap_core import budget, flops, slimming
+from capgap_core import batches, budget, flops, slimming
 from capgap_core.families import bert
 from capgap_core.recipes import TrainRecipe
 
@@ -50,9 +51,23 @@ def test_parameters_are_all_of_the_models_and_those_outside_the_embeddings() -> 
 @pytest.mark.parametrize("total", [1.03e9, 3.301e10, 7.77e11])
 def test_equal_flops_are_equal_within_half_a_step(total: float) -> None:
     per_example, batch = 2.5e6, 16
-    steps = budget.steps_for(total, per_example=per_example, batch_size=batch)
+    steps = budget.steps_for(total, per_example=per_example, examples=batch)
     assert abs(steps * per_example * batch - total) <= per_example * batch / 2
-    assert budget.steps_for(1.0, per_example=per_example, batch_size=batch) == 1
+    assert budget.steps_for(1.0, per_example=per_example, examples=batch) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "batch", "examples"), [(64, 32, 32, 32), (65, 32, 32, 65 / 3), (20, 32, 20, 20)]
+)
+def test_a_step_has_the_examples_that_its_batches_have(rows: int, asked: int, batch: int, examples: float) -> None:
+    made = budget.resolve(
+        TrainRecipe(batch_size=asked), "student", rows=rows, hidden=384, scratch=False, protocol="capgap",
+        dtype="float32", seed=1,
+    )  # fmt: skip
+    assert made.batch_size == batch
+    assert budget.examples_of_a_step(made, rows) == pytest.approx(examples)
+    order = batches.epoch_order(np.full(rows, 5), batch_size=made.batch_size, seed=1, epoch=0)
+    assert np.mean([len(index) for index in order]) == pytest.approx(examples)
 
 
 def test_the_sandwich_costs_the_teacher_once_and_each_sub_network_thrice() -> None:
