@@ -68,7 +68,7 @@ def test_any_byte_of_any_file_is_found_and_rebuilt(tmp_path: Path, candidates: R
     assert stores.RECORD in {p.name for p in files}
     path = data.draw(st.sampled_from(files))
     held = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, len(held) - 1))
+    place = data.draw(st.integers(0, 2**32)) % len(held)  # the record's times make its length vary
     held[place] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(held)
     again = make(tmp_path, candidates)
