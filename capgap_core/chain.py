@@ -258,7 +258,8 @@ class _Method:
         asked = self.p.sandwich
         self._training["sandwich"] = self._train(asked, "sandwich", self._shape.hidden)
         recipe = sandwich_stage.Recipe(
-            family=self._family, scales=self.scales, mode=asked.mode, random=asked.random,
+            family=self._family, scales=self.scales, mode=asked.mode,
+            random=asked.random if asked.mode == "sampled" else 0,
             temperature=asked.temperature, training=self._training["sandwich"],
         )  # fmt: skip
         return self._stage(

@@ -102,7 +102,7 @@ def _imports_of(source: str) -> tuple[str, ...]:
 
 
 class _Silence(ast.NodeTransformer):
-    """Drops what is written for people: texts that stand alone, and the arguments of what is raised."""
+    """Drops what is written for people: texts that stand alone, descriptions, and the arguments of what is raised."""
 
     def _without_texts(self, body: list[ast.stmt]) -> list[ast.stmt]:
         kept = [
@@ -118,6 +118,11 @@ class _Silence(ast.NodeTransformer):
             block = getattr(node, name, None)
             if isinstance(block, list) and block:
                 setattr(node, name, self._without_texts(block))
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.keywords = [word for word in node.keywords if word.arg != "description"]
+        self.generic_visit(node)
         return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:

@@ -126,6 +126,12 @@ def test_words_do_not_change_the_code(words: str) -> None:
     assert fingerprint_of(words) == fingerprint_of(BASE)
 
 
+def test_the_description_of_a_field_does_not_change_the_code() -> None:
+    field = 'x: int = Field(default=1, ge=0, description="How many.")\n'
+    assert fingerprint_of(field) == fingerprint_of(field.replace("How many", "How many there are"))
+    assert fingerprint_of(field) != fingerprint_of(field.replace("ge=0", "ge=1"))
+
+
 @pytest.mark.parametrize(
     "change", [("x * 2", "x * 3"), ("x < 1", "x <= 1"), ("ValueError", "TypeError"), ("f(x)", "f(x, y=1)")]
 )
