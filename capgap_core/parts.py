@@ -16,8 +16,6 @@ SHARE = 10
 """A part cut from train is at most the tenth part of it."""
 FEW = 5000
 """Different texts below which a cut is tried before a run begins; it takes a second."""
-LITTLE = 0.01
-"""Share of a part above which rows that overlap others are worth a note."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +62,6 @@ def cut_parts(corpus: Corpus, asked: Cutting) -> tuple[Cut, dict[str, Any]]:
         rows = sorted(random.Random(asked.seed).sample(list(rows), asked.train_rows))
     parts["train"] = (_take(whole, rows), list(rows))
     facts["overlap"] = _overlap(parts, () if asked.protocol == "paper" else ("calibration", "selection"))
-    facts["notes"] += [
-        f"{rows} of {len(parts[name][1])} rows of the {name} part overlap rows that training or choosing reads"
-        for name, rows in facts["overlap"].items()
-        if rows > LITTLE * len(parts[name][1])
-    ]
     _refuse_empty(parts, len(whole.labels))
     return {name: parts[name] for name in PARTS}, facts
 

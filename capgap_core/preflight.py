@@ -153,8 +153,10 @@ def _remedy(path: tuple[Any, ...]) -> str:
             named = model.model_fields[part]
             inner = named.annotation
             model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
-    text = named.description if named is not None and named.description else "see the form of the deployment"
-    return f"It takes: {text}"
+    if named is not None and named.description:
+        return f"It takes: {named.description}"
+    name = ".".join(str(part) for part in path if isinstance(part, str))
+    return f"It has parts, to be given one by one: {', '.join(f'{name}.{inner}' for inner in model.model_fields)}."
 
 
 def _unknown(name: str, value: object, model: type[BaseModel], path: tuple[Any, ...]) -> Fault:

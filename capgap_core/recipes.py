@@ -21,7 +21,7 @@ DEFAULT_GRID = (0.5, 0.4, 0.3, 0.2, 0.15)
 class Recipe(BaseModel):
     """A frozen set of choices; unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class DataRecipe(Recipe):
@@ -57,6 +57,11 @@ class DataRecipe(Recipe):
         lt=2**31,
         description="Draws the parts. Apart from the training seed, so that seeds share the data.",
     )
+
+    @field_validator("text_columns", mode="before")
+    @classmethod
+    def _one_name(cls, names: object) -> object:
+        return (names,) if isinstance(names, str) else names
 
 
 class TrainRecipe(Recipe):

@@ -16,6 +16,10 @@ _SPARE = 1000
 
 GAP = 0.02
 """Difference of the teacher's metric between the selection and the evaluation part from which the report warns."""
+LITTLE = 0.01
+"""Share of a part above which rows that overlap others weaken it."""
+CLOSE = 0.015
+"""Difference in FLOPs, as a share, that is not worth a word."""
 
 NAMES = {
     "teacher": "teacher",
@@ -80,9 +84,9 @@ class Data(TypedDict):
     groups: int
     largest_group: int
     overlap: dict[str, int]
-    """Pair of parts, as ``selection / train`` → rows that equal, contain or are contained in one of the other part."""
+    """Held-out part → rows that equal, contain or are contained in one that was read before, to train or to choose."""
     dropped: int
-    """Training rows left out because they overlap the selection part."""
+    """Training rows left out because they overlap a part that was cut from them."""
     how: str
     """How the parts were kept apart, in words or as the splits name it: groups, overlap-left-out."""
     notes: list[str]
@@ -191,8 +195,11 @@ def verdict_line(facts: Facts) -> str:
         )
     scores = facts["scores"]
     side = "includes" if found["low"] <= 0 <= found["high"] else "excludes"
+    spent = facts["spent"]
+    ratio = spent["direct_flops"] / spent["student"] if spent.get("student") and "direct_flops" in spent else 1.0
+    price = "" if abs(ratio - 1) < CLOSE else f" (the control spent {ratio:.0%} of the student's)"
     return (
-        f"**Whether the assistant was worth it: not shown.** At equal FLOPs the student scores "
+        f"**Whether the assistant was worth it: not shown.** At equal FLOPs{price} the student scores "
         f"{scores['student']['value']:.4f} through the assistant and {scores['direct_flops']['value']:.4f} straight "
         f"from the teacher: {_signed(found['value'])} {facts['metric']}, 95% interval over the {facts['n']:,} examples "
         f"{_signed(found['low'])} to {_signed(found['high'])}, which {side} zero. That compares these two models; one "
@@ -245,6 +252,13 @@ def _warnings(facts: Facts) -> list[str]:
             'the teacher came already fine-tuned (selection_seen="unknown"): it may have been trained on the selection '
             "part, which then flatters large candidates. `data.splits` with a `selection` file gives a clean one."
         )
+    for name, rows in facts["data"]["overlap"].items():
+        whole = facts["data"]["rows"][name]
+        if rows > LITTLE * whole:
+            said.append(
+                f"{rows:,} of the {whole:,} rows of the {_text(name)} part overlap rows that were read before, to "
+                "train or to choose: scores on it flatter whoever remembers."
+            )
     if facts["protocol"] == "paper":
         said.append(
             'protocol="paper": the evaluation part was used for importance, for the choice and for this report, as in '
@@ -366,8 +380,11 @@ def _data(data: Data) -> str:
     parts = _table(["part", "rows"], [[_text(name), f"{rows:,}"] for name, rows in data["rows"].items()])
     lines = [f"{data['groups']:,} groups, the largest of {data['largest_group']:,} rows. Cut: {_text(data['how'])}."]
     if data["dropped"]:
-        lines.append(f"{data['dropped']:,} training rows overlap the selection part and were left out.")
-    lines += [f"Rows of {_text(pair)} that overlap: {rows:,}." for pair, rows in data["overlap"].items()]
+        lines.append(f"{data['dropped']:,} training rows overlap a part that was cut from them and were left out.")
+    lines += [
+        f"Rows of the {_text(name)} part that overlap one read before, to train or to choose: {rows:,}."
+        for name, rows in data["overlap"].items()
+    ]
     lines += [_text(note) for note in data["notes"]]
     return parts + "\n\n" + "\n".join(f"* {line}" for line in lines)
 

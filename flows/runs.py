@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,12 @@ SCHEMA = "capgap.run/1"
 def folder_of(root: Path, run_id: str) -> Path:
     """Return the folder of a run."""
     return root / "runs" / run_id
+
+
+def program() -> str:
+    """Return what starts the command line in a shell: its name where that is found, else where it lies."""
+    beside = Path(sys.executable).with_name("capgap")
+    return "capgap" if shutil.which("capgap") or not beside.is_file() else shlex.quote(str(beside))
 
 
 def failure(
@@ -60,7 +68,7 @@ class RunFolder:
     @property
     def resume(self) -> str:
         """Return the command that takes the run up where it stopped."""
-        return f"capgap run {self.flow} --params {shlex.quote(str(self.path / 'params.json'))}"
+        return f"{program()} run {self.flow} --params {shlex.quote(str(self.path / 'params.json'))}"
 
     def begin(self, parameters: Mapping[str, Any]) -> None:
         """Keep the parameters, so that the run can be resumed from them."""

@@ -285,6 +285,22 @@ def test_a_head_that_was_not_trained_for_sequences_is_not_accepted(
     assert checked.mode == "finetune"
 
 
+def test_what_is_meant_is_taken(asked: Asked, tmp_path: Path) -> None:
+    """One text column without brackets, and names that JSON takes for numbers."""
+    (tmp_path / "numbered.csv").write_text(
+        "1,2\n" + "".join(f"some text {i},{i % 2}\n" for i in range(40)), encoding="utf8"
+    )
+    parameters = {**asked, "dataset": str(tmp_path / "numbered.csv"), "data": {"text_columns": "1", "label_column": 2}}
+    checked = preflight.check(parameters).parameters
+    assert (checked.data.text_columns, checked.data.label_column) == (("1",), "2")
+
+
+def test_a_part_that_is_given_whole_is_told_its_fields(asked: Asked) -> None:
+    one = only({**asked, "student": 0.05})
+    assert one.field == "student"
+    assert "student.scale" in one.remedy
+
+
 def test_a_fault_of_one_field_hides_no_other(asked: Asked, tmp_path: Path) -> None:
     parameters = {
         "dataset": str(tmp_path / "nowhere"), "teacher": "/nowhere/either", "data": {"max_length": 4},
@@ -300,7 +316,7 @@ def test_a_fault_of_one_field_hides_no_other(asked: Asked, tmp_path: Path) -> No
 def test_what_follows_from_a_fault_is_not_another(asked: Asked) -> None:
     assert only({**asked, "sandwich": {"grid": [2.0]}}).field == "sandwich.grid.0"
     assert only({**asked, "student": {"scale": 1.5}, "sandwich": {"grid": [0.05]}}).field == "student.scale"
-    assert only({**asked, "data": {"label_column": 3}}).field == "data.label_column"
+    assert only({**asked, "data": {"label_column": ["a"]}}).field == "data.label_column"
 
 
 @pytest.mark.parametrize("rows", [["the same words again and again"] * 60, [f"text {i}" for i in range(60)]])

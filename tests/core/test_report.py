@@ -55,7 +55,7 @@ def example(**changes: Any) -> Facts:
         "teacher_on_selection": 0.880, "selection_seen": "no",
         "data": {
             "rows": {"train": 8000, "calibration": 1000, "selection": 1000, "evaluation": 872}, "groups": 9000,
-            "largest_group": 12, "overlap": {"selection / train": 3}, "dropped": 0, "how": "groups",
+            "largest_group": 12, "overlap": {"selection": 3, "evaluation": 0}, "dropped": 0, "how": "groups",
             "notes": ["10,000 training rows drawn once"],
         },
         "stages": [
@@ -87,6 +87,21 @@ def test_the_verdict_comes_first_and_one_run_never_proves() -> None:
     assert "0.8200 through the assistant and 0.8260 straight" in said
     assert "−0.0060 accuracy, 95% interval over the 872 examples −0.0180 to +0.0050, which includes zero" in said
     assert "About 7 seeds would do" in said
+
+
+def test_what_the_control_spent_is_said_where_it_is_not_the_same() -> None:
+    assert "At equal FLOPs the student" in verdict_line(example())
+    said = verdict_line(example(spent={"student": 3.0e15, "direct_flops": 3.15e15}))
+    assert "At equal FLOPs (the control spent 105% of the student's) the student" in said
+
+
+def test_overlap_above_a_hundredth_is_a_note_at_the_top() -> None:
+    assert "overlap rows that were read before" not in compose(example())
+    data = {**example()["data"], "overlap": {"selection": 3, "evaluation": 49}}
+    text = compose(example(data=data))
+    note = "> **Note:** 49 of the 872 rows of the evaluation part overlap rows that were read before"
+    assert text.index(note) < text.index("## Results")
+    assert "of the 1,000 rows of the selection part" not in text
 
 
 def test_an_interval_over_examples_without_zero_still_shows_nothing() -> None:
