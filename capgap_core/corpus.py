@@ -73,7 +73,8 @@ def read_corpus(dataset: str, *, task: Task, data: DataRecipe, split: str, cache
     names, tables = sources.read(dataset, data=data, split=split, cache=cache, problems=problems)
     if "train" not in tables and not problems.faults:
         remedy = 'Name a file train*, or give data.splits={"train": ...}.'
-        problems.add(fault("dataset", dataset, f"has no train part among {sorted(tables)}", remedy))
+        held = sources.listed(dataset) or ", ".join(sorted(tables)) or "nothing"
+        problems.add(fault("dataset", dataset, f"has no train part; it holds {held}", remedy))
     if "train" not in tables:
         raise problems.error()
     return _assembled(names, tables, task, data, split, problems)

@@ -94,6 +94,13 @@ def _place(dataset: str) -> Path | tuple[str, str | None]:
     return hub["name"], hub["revision"]
 
 
+def listed(dataset: str) -> str:
+    """Return the first names in a folder, or nothing where it is none."""
+    folder = Path(os.path.expanduser(dataset))
+    names = sorted(path.name for path in folder.iterdir()) if os.path.isdir(folder) else []
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def _near(path: Path) -> str:
     """Return the nearest name beside a path that is not there, as a question."""
     beside = [p.name for p in path.parent.iterdir()] if os.path.isdir(path.parent) else []

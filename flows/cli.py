@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from capgap_core.errors import InputFaults
+from capgap_core.recipes import Minidisc
 from flows import params, present, runs, servers, show, up
 from flows.places import default_root, named_api, rooted
 from flows.registry import FLOWS, flow_of
@@ -37,7 +38,10 @@ def parser() -> argparse.ArgumentParser:
     """Return what understands the command line."""
     top = argparse.ArgumentParser(prog="capgap", description="Compress a language model through teacher assistants.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser("run", help="run one method here and print its result")
+    one = commands.add_parser(
+        "run", help="run one method here and print its result", epilog=params.listing(Minidisc),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     one.add_argument("name", metavar="NAME", choices=sorted(FLOWS), help=", ".join(sorted(FLOWS)))
     one.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="a parameter: student.scale=0.05")
     one.add_argument("--params", metavar="FILE", help="parameters from a JSON file; -p goes over it")

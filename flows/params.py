@@ -1,9 +1,13 @@
 """Turn what the command line gives into the parameters of a flow, and every fault in it."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from capgap_core.errors import Fault, fault
 
@@ -21,6 +25,19 @@ def gather(pairs: Sequence[str], file: str | None) -> tuple[dict[str, Any], list
             continue
         faults += _put(given, key.split("."), _value(text), text)
     return merged(parameters, given), faults
+
+
+def listing(model: type[BaseModel], prefix: str = "") -> str:
+    """Return every parameter of a recipe with its default and what it means, for the help of the command line."""
+    lines = [] if prefix else ["parameters, as -p KEY=VALUE:"]
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            lines.append(listing(field.annotation, f"{prefix}{name}."))
+            continue
+        shown = json.dumps(to_jsonable_python(field.get_default(call_default_factory=True)))
+        about = f"{prefix}{name} = {shown}\n{field.description or ''}"
+        lines.append(textwrap.indent(about.rstrip(), "      ")[4:])
+    return "\n".join(lines)
 
 
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from flows.params import gather
+from capgap_core.recipes import Minidisc
+from flows.params import gather, listing
 from flows.places import rooted
 
 
@@ -62,3 +63,11 @@ def test_the_store_is_absolute_and_what_is_no_object_is_left_to_the_check(monkey
     assert rooted({"run": {"root": "here"}})["run"]["root"] == str(tmp_path / "here")
     assert rooted({"run": 3}) == {"run": 3}
     assert rooted({"run": {"root": 3}}) == {"run": {"root": 3}}
+
+
+def test_the_help_lists_every_parameter_with_its_default():
+    text = listing(Minidisc)
+    for name in ("seed = 1", "student.scale = 0.1", "sandwich.grid = [0.5, 0.4, 0.3, 0.2, 0.15]", "run.root = null"):
+        assert f"\n  {name}\n" in text
+    leaves = sum(len(getattr(f.annotation, "model_fields", {"": 0})) for f in Minidisc.model_fields.values())
+    assert text.count(" = ") == leaves
