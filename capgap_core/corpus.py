@@ -136,7 +136,7 @@ def _assembled(
     problems.add(*faults)
     if problems.faults:
         raise problems.error()
-    digests = {part: table.content or _digest_of_rows(parts[part]) for part, table in chosen.items()}
+    digests = {part: table.content or _digest_of_rows(parts[part], known) for part, table in chosen.items()}
     digest = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
     return Corpus(names[-1], resolved, metric, known, texts, label, parts, eval_name, digest, tuple(notes))
 
@@ -204,5 +204,5 @@ def _empty(table: Table) -> Fault:
     return fault(f"dataset ({table.part})", table.where, "is empty", remedy)
 
 
-def _digest_of_rows(part: Part) -> str:
-    return hashlib.sha256(json.dumps([part.texts, part.labels], ensure_ascii=False).encode()).hexdigest()
+def _digest_of_rows(part: Part, labels: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps([part.texts, part.labels, labels], ensure_ascii=False).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Gather what the stages found, and write it as a report, a table of results and figures."""
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,9 +140,10 @@ def _facts(recipe: Recipe, stages: Mapping[str, Reference], found: Findings) -> 
     data, choice = stages["data"].summary, stages["tradeoff"].summary
     teacher = tables.read(stages["teacher"].table("metrics"))
     on_selection = next(r["value"] for r in teacher if r["metric"] == found.metric)
+    name = Path(recipe.dataset).name if os.path.isabs(recipe.dataset) else recipe.dataset
     n = int(found.metrics("teacher")[found.metric]["n"])
     return Facts(
-        title=f"MiniDisc: {recipe.dataset} at scale {recipe.scale:g}", dataset=recipe.dataset, task=data["task"],
+        title=f"MiniDisc: {name} at scale {recipe.scale:g}", dataset=name, task=data["task"],
         metric=found.metric, split=data["eval_name"], n=n, protocol=recipe.protocol, seed=recipe.seed,
         device=recipe.device, target=recipe.scale, lam=recipe.lam, metric_scale=recipe.metric_scale,
         candidates=candidate_rows(stages), chosen=found.chosen, margin=choice["margin"],
