@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from capgap_core import fingerprint
-from capgap_core import store as stores
+from capgap_core import fingerprint, store as stores
 from capgap_core.errors import Damaged, StageFailed, StoreError
 from capgap_core.fingerprint import code_of
 from capgap_core.identity import canonical, digest_of_files, identity_of, sha256_text

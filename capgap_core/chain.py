@@ -20,6 +20,7 @@ from capgap_core.recipes import (
     Execution,
     ImportanceRecipe,
     Minidisc,
+    Protocol as Way,
     SandwichRecipe,
     StudentRecipe,
     Task,
@@ -27,41 +28,20 @@ from capgap_core.recipes import (
     TradeoffRecipe,
     TrainRecipe,
 )  # fmt: skip
-from capgap_core.recipes import (
-    Protocol as Way,
-)
 from capgap_core.records import WORDS, Input, ModelInput, Reference
 from capgap_core.shapes import Shape
 from capgap_core.stages import (
     candidates as candidates_stage,
-)  # fmt: skip
-from capgap_core.stages import (
     data as data_stage,
-)
-from capgap_core.stages import (
     distil as distil_stage,
-)
-from capgap_core.stages import (
     evaluate as evaluate_stage,
-)
-from capgap_core.stages import (
     importance as importance_stage,
-)
-from capgap_core.stages import (
     latency as latency_stage,
-)
-from capgap_core.stages import (
     report as report_stage,
-)
-from capgap_core.stages import (
     sandwich as sandwich_stage,
-)
-from capgap_core.stages import (
     teacher as teacher_stage,
-)
-from capgap_core.stages import (
     tradeoff as tradeoff_stage,
-)
+)  # fmt: skip
 from capgap_core.training import Training
 
 

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from capgap_core import parts
-from capgap_core.corpus import Corpus, read_corpus
+from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_teacher import GivenTeacher, inspect
+from capgap_core.reading import read_corpus
 from capgap_core.recipes import Execution, Minidisc
 
 READING = {

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from capgap_core import study
+from capgap_core import published
 from capgap_core.errors import InputFaults
 from capgap_core.progress import Lines
 from capgap_core.recipes import DataRecipe, Execution, Minidisc
@@ -86,36 +86,36 @@ def asked_for(
     ]
 
 
-def make_all(asked: Sequence[tuple[str, Minidisc]], published: Path, make: Make) -> None:
-    """Make every run, and after each write all that have finished to ``published``, so that nothing is ever lost.
+def make_all(asked: Sequence[tuple[str, Minidisc]], file: Path, make: Make) -> None:
+    """Make every run, and after each write all that have finished to ``file``, so that nothing is ever lost.
 
     Rows of sets that are not asked for stay as they are, so that each set can be made on its own. Stages that are in
     the store are reused. A run that an earlier call finished counts before it is its turn, where it was made from the
     same parameters with the same code as the run that has just finished.
     """
     done: dict[Path, dict[str, Any]] = {}
-    others = _rows_of_others(published, {name for name, _ in asked})
+    others = _rows_of_others(file, {name for name, _ in asked})
     for name, p in asked:
         _say(f"{name}, seed {p.seed}")
         result = make_one(name, p, make)
         done[_folder(name, p)] = result
         earlier = {_folder(*other): _earlier(_folder(*other), other[1], like=result) for other in asked}
         held = [found for found in ({**earlier, **done}).values() if found is not None]
-        write(published, pd.concat([*others, study.published([run_of(result) for result in held])], ignore_index=True))
-        _say(f"{published}: {len(held)} of {len(asked)} runs")
+        write(file, pd.concat([*others, published.rows([run_of(result) for result in held])], ignore_index=True))
+        _say(f"{file}: {len(held)} of {len(asked)} runs")
 
 
-def _rows_of_others(published: Path, names: set[str]) -> list[pd.DataFrame]:
+def _rows_of_others(file: Path, names: set[str]) -> list[pd.DataFrame]:
     """Return what is published of sets with other names: one frame, or none."""
-    if not published.is_file():
+    if not file.is_file():
         return []
-    frame = pq.read_table(published).to_pandas().astype(study.COUNTS)
+    frame = pq.read_table(file).to_pandas().astype(published.COUNTS)
     kept = frame[~frame["dataset"].isin(names)]
     return [kept] if len(kept) else []
 
 
 def make_one(name: str, p: Minidisc, make: Make) -> dict[str, Any]:
-    """Make a run in a folder of its own below the store; return its result, with what ``study.Run`` asks for."""
+    """Make a run in a folder of its own below the store; return its result, with what ``published.Run`` asks for."""
     path = _folder(name, p)
     folder = runs.RunFolder("minidisc", path.parents[1], path.name, None)
     (path / "result.json").unlink(missing_ok=True)  # it belongs to the parameters that are about to be replaced
@@ -131,9 +131,9 @@ def make_one(name: str, p: Minidisc, make: Make) -> dict[str, Any]:
     return folder.finish({**outcome.result, "study": {**facts, "device": _device(p)}}, report)
 
 
-def run_of(result: Mapping[str, Any]) -> study.Run:
+def run_of(result: Mapping[str, Any]) -> published.Run:
     """Return the result of ``make_one`` as the study takes it."""
-    return study.Run(result=result, **result["study"])
+    return published.Run(result=result, **result["study"])
 
 
 def write(path: Path, frame: pd.DataFrame) -> None:
@@ -145,17 +145,17 @@ def write(path: Path, frame: pd.DataFrame) -> None:
     os.replace(temporary, path)
 
 
-def show_table(published: Path, readme: Path, *, check: bool) -> int:
+def show_table(file: Path, readme: Path, *, check: bool) -> int:
     """Write the table of the published rows into the README, or only say whether it is there; return the status."""
-    if not published.is_file():
-        _say(f"{published} is not there: python -m flows.results run makes it")
+    if not file.is_file():
+        _say(f"{file} is not there: python -m flows.results run makes it")
         return 1
     before = readme.read_text(encoding="utf8")
-    after = with_table(before, study.readme_table(pq.read_table(published).to_pandas()))
+    after = with_table(before, published.readme_table(pq.read_table(file).to_pandas()))
     if before == after:
         return 0
     if check:
-        _say(f"{readme} does not show what {published} holds: python -m flows.results table")
+        _say(f"{readme} does not show what {file} holds: python -m flows.results table")
         return 1
     readme.write_text(after, encoding="utf8")
     return 0

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict
 
 from capgap_core import metrics, tables, tokens
 from capgap_core.checkpoints import tokenizer_of
-from capgap_core.corpus import read_corpus
 from capgap_core.errors import StageFailed
 from capgap_core.parts import Cut, Cutting, cut_parts
 from capgap_core.progress import Progress
+from capgap_core.reading import read_corpus
 from capgap_core.recipes import DataRecipe, Execution, Task
 from capgap_core.records import Input, Made
 

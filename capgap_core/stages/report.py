@@ -10,10 +10,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import study, tables
+from capgap_core.facts import Candidate, Data, Difference, Facts, Score, Size, StageFact
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, Reference
-from capgap_core.report import Candidate, Data, Difference, Facts, Score, Size, StageFact, compose
+from capgap_core.report import compose
 
 SAME_SHAPE = ("student", "direct", "direct_flops", "slimmed")
 """Roles whose models have the target's shape, and so its FLOPs and latency."""

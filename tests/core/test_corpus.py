@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from capgap_core import sources
-from capgap_core.corpus import Corpus, read_corpus
+from capgap_core.corpus import Corpus
 from capgap_core.errors import InputFaults
+from capgap_core.reading import read_corpus
 from capgap_core.recipes import DataRecipe
 
 SHARED = os.environ.get("CAPGAP_SHARED")
@@ -192,7 +193,7 @@ def test_a_folder_that_could_be_a_hub_name_is_refused(tmp_path: Path, monkeypatc
 
 
 def test_importing_the_room_does_not_import_datasets() -> None:
-    code = "import sys, capgap_core.corpus; sys.exit('datasets' in sys.modules)"
+    code = "import sys, capgap_core.reading; sys.exit('datasets' in sys.modules)"
     assert run([sys.executable, "-c", code], cwd=Path(sources.__file__).parents[1], check=False).returncode == 0
 
 

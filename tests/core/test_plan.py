@@ -3,8 +3,7 @@
 import builders
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from capgap_core import plan, slimming
 from capgap_core.families import bert

@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 
 from capgap_core import plots, report
-from capgap_core.report import Facts, compose, verdict_line
+from capgap_core.facts import Candidate, Facts, Size
+from capgap_core.report import compose, verdict_line
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def size(parameters: int, non_embedding: int) -> report.Size:
+def size(parameters: int, non_embedding: int) -> Size:
     return {
         "parameters": parameters, "non_embedding": non_embedding, "flops": 2.1e9, "length": 128, "megabytes": 48.9,
         "latency_ms": {"32": 40.123, "1": 2.5},
     }  # fmt: skip
 
 
-def candidate(scale: float, metric: float, **changes: Any) -> report.Candidate:
+def candidate(scale: float, metric: float, **changes: Any) -> Candidate:
     row: Any = {
         "scale": scale, "achieved": scale, "metric": metric, "stderr": 0.008, "tradeoff": metric + 0.2 * (1 - scale),
         "chosen": False, "target": False, "wins_from": None, "wins_to": None,

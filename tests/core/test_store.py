@@ -4,12 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from capgap_core import build as building
-from capgap_core import store as stores
-from capgap_core import tables
+from capgap_core import build as building, store as stores, tables
 from capgap_core.errors import Damaged, StoreError
 from capgap_core.progress import Silent
 from capgap_core.recipes import Execution

@@ -6,18 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from capgap_core.study import (
-    Difference,
-    Run,
-    arms,
-    compare_models,
-    compare_seeds,
-    comparisons,
-    published,
-    readme_table,
-    seeds_needed,
-    verdict,
-)
+from capgap_core.published import Run, arms, comparisons, readme_table, rows
+from capgap_core.study import Difference, compare_models, compare_seeds, seeds_needed, verdict
 
 
 def one_hot(classes: np.ndarray) -> np.ndarray:
@@ -110,7 +100,7 @@ def run(seed: int, *, shift: float = 0.0, dataset: str = "sst-2", **changes: Any
 
 
 def test_published_rows_trace_to_their_evaluation() -> None:
-    frame = published([run(2), run(1)])
+    frame = rows([run(2), run(1)])
     assert len(frame) == 2 * len(SCORES)
     row = frame[(frame["role"] == "student") & (frame["seed"] == 2)].iloc[0]
     assert (row["value"], row["identity"], row["seconds"], row["n_train"]) == (0.82, "evaluate-student-2", 4.0, 10_000)
@@ -132,11 +122,11 @@ def test_published_rows_trace_to_their_evaluation() -> None:
 )
 def test_runs_that_cannot_be_put_together_are_refused(runs: list[Run], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        published(runs)
+        rows(runs)
 
 
 def test_comparisons_pair_by_seed_and_lead_with_equal_flops() -> None:
-    frame = published([run(1, shift=0.001), run(2, shift=-0.001), run(3)])
+    frame = rows([run(1, shift=0.001), run(2, shift=-0.001), run(3)])
     found = comparisons(frame)
     assert found["against"].tolist() == ["direct_flops", "direct"]
     lead = found.iloc[0]
@@ -150,12 +140,12 @@ def test_comparisons_pair_by_seed_and_lead_with_equal_flops() -> None:
 
 def test_a_seed_that_one_arm_lacks_is_left_out_of_the_pairs() -> None:
     short = {role: {"accuracy": value} for role, value in SCORES.items() if role != "direct_flops"}
-    frame = published([run(1), run(2), run(3, scores=short)])
+    frame = rows([run(1), run(2), run(3, scores=short)])
     assert comparisons(frame)["n_seeds"].tolist() == [2, 3]
 
 
 def test_arms_have_mean_and_interval() -> None:
-    found = arms(published([run(1, shift=0.01), run(2, shift=-0.01)])).set_index("role")
+    found = arms(rows([run(1, shift=0.01), run(2, shift=-0.01)])).set_index("role")
     assert found.loc["student", "mean"] == pytest.approx(0.82)
     assert found.loc["student", "high"] == pytest.approx(0.82 + 12.7062 * 0.01, abs=1e-5)
     assert found.loc["teacher", "sd"] == pytest.approx(0.0)
@@ -163,7 +153,7 @@ def test_arms_have_mean_and_interval() -> None:
 
 def test_readme_table_says_what_may_be_said() -> None:
     noisy = [run(1, shift=0.04), run(2, shift=-0.06), run(3), run(1, dataset="mrpc")]
-    text = readme_table(published(noisy))
+    text = readme_table(rows(noisy))
     first = text.splitlines()[2]
     assert first.startswith("| mrpc | 0.1 | accuracy | direct, equal FLOPs | +0.0200 | – | 1 | not shown (it takes 3")
     assert "| sst-2 | 0.1 | accuracy | direct, equal FLOPs | +0.0133 |" in text

@@ -3,8 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from capgap_core.errors import InputFaults, StageFailed
 from capgap_core.tradeoff import Choice, Option, choose

@@ -10,8 +10,7 @@ import builders
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 

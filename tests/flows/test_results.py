@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from capgap_core.outcome import Outcome
+from capgap_core.published import rows
 from capgap_core.recipes import Minidisc
 from capgap_core.records import Reference
-from capgap_core.study import published
 from flows import results
 
 SCORES = {"teacher": 0.87, "assistant": 0.86, "student": 0.82, "direct": 0.81, "direct_flops": 0.80, "slimmed": 0.7}
@@ -70,7 +70,7 @@ def test_hand_made_runs_reach_the_readme_and_a_changed_digit_is_seen(asked, file
     assert set(frame["dataset"]) == {"sst-2", "mrpc"}
     assert str(tmp_path) not in frame.to_csv() + str(pq.read_schema(file).metadata)
     held = [json.loads((results._folder(*one) / "result.json").read_text()) for one in asked]
-    pd.testing.assert_frame_equal(frame, published([results.run_of(r) for r in held]), check_dtype=False)
+    pd.testing.assert_frame_equal(frame, rows([results.run_of(r) for r in held]), check_dtype=False)
 
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.BEGIN}\nnothing\n{results.END}\nafter\n", encoding="utf8")
