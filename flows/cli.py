@@ -17,7 +17,7 @@ from typing import Any
 from capgap_core.errors import InputFaults
 from capgap_core.recipes import Minidisc
 from flows import params, present, runs, servers, show, up
-from flows.places import default_root, named_api, rooted
+from flows.places import default_root, rooted
 from flows.registry import FLOWS, flow_of
 
 COMPLETED, FAILED, BAD_INPUT = 0, 1, 2
@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except servers.Interrupted as interrupted:
         say(f"interrupted by {signal.Signals(interrupted.number).name}")
         return 128 + interrupted.number
+    except (servers.Unreachable, servers.Ended) as error:
+        say(str(error))
+        return _print_failure(given, runs.failure(given.name, error), FAILED) if given.do is _run else FAILED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,8 +119,7 @@ def _checked(given: argparse.Namespace) -> dict[str, Any]:
 
 def _use_server(root: Path) -> None:
     """Point Prefect at a server: the one the user named, that of ``capgap up``, or one that ends with this process."""
-    if named := named_api():
-        say(f"Prefect server: {named[0]} (from {named[1]})")
+    if servers.named(say):
         return
     url = servers.announced_server(root)
     if url is None:

@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from capgap_core.errors import CapgapError
+from flows.places import named_api
+
 PORT = 4200
 """Tried first; Prefect's own default."""
 PATIENCE = 120.0
@@ -36,6 +39,14 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         self.number = number
         super().__init__(signal.Signals(number).name)
+
+
+class Unreachable(CapgapError):
+    """The Prefect server that the user named does not answer."""
+
+
+class Ended(CapgapError):
+    """A process that was started ended, or was not ready in time."""
 
 
 class Child:
@@ -181,14 +192,36 @@ def healthy(url: str) -> bool:
         return False
 
 
+def named(say: Callable[[str], None], more: str = "") -> str | None:
+    """Return the address of the server that the user named, after telling it and seeing that something answers there.
+
+    Raises
+    ------
+    Unreachable
+        Where nothing does.
+    """
+    if (found := named_api()) is None:
+        return None
+    url, where = found
+    say(f"Prefect server: {url} (from {where}){more}")
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=10):
+            return url
+    except urllib.error.HTTPError:
+        return url  # it answers, if only to those it knows
+    except (OSError, ValueError) as error:
+        why = f"the Prefect server at {url} (from {where}) does not answer"
+        raise Unreachable(f"{why}. Start it, or unset it: capgap then starts one of its own.") from error
+
+
 def wait_for(ready: Callable[[], bool], child: Child, name: str) -> None:
     """Wait until ``ready``; raise where the child ends before, with the last lines it wrote."""
     deadline = time.monotonic() + PATIENCE
     while not ready():
         if child.process.poll() is not None:
-            raise ChildProcessError(f"{name} ended with status {child.process.returncode}:\n{child.last_lines()}")
+            raise Ended(f"{name} ended with status {child.process.returncode}:\n{child.last_lines()}")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{name} was not ready after {PATIENCE:.0f} seconds:\n{child.last_lines()}")
+            raise Ended(f"{name} was not ready after {PATIENCE:.0f} seconds:\n{child.last_lines()}")
         time.sleep(0.1)
 
 

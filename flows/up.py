@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows import present, runs, servers
-from flows.places import named_api
 
 Say = Callable[[str], None]
 _RUN_ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
@@ -53,8 +52,7 @@ def up(root: Path, *, run: str | None, keep: bool, say: Say) -> int:
 @contextlib.contextmanager
 def _serving(root: Path, say: Say, children: list[servers.Child]) -> Iterator[dict[str, str]]:
     """Have a server and a process that serves; yields the environment of who talks to them."""
-    if named := named_api():
-        say(f"Prefect server: {named[0]} (from {named[1]}); deployments are registered there")
+    if servers.named(say, "; deployments are registered there"):
         with _served(root, {**os.environ, "CAPGAP_ARTIFACTS": str(root)}, children) as environment:
             yield environment
     elif url := servers.announced_server(root):

@@ -104,3 +104,15 @@ def test_the_server_that_the_user_named_is_found_without_prefect(monkeypatch, tm
     assert named_api() is None
     monkeypatch.setenv("PREFECT_API_URL", "http://b/api")
     assert named_api() == ("http://b/api", "PREFECT_API_URL")
+
+
+@pytest.mark.parametrize("words", [("run", "minidisc", "--json"), ("up", "--run", "minidisc", "--no-keep")])
+def test_a_named_server_that_does_not_answer_is_said(words, environment, tmp_path):
+    named = {**environment, "PREFECT_API_URL": "http://127.0.0.1:9/api", "CAPGAP_ARTIFACTS": str(tmp_path / "art")}
+    done = capgap(*words, environment=named)
+    assert done.returncode == 1
+    assert "does not answer. Start it, or unset it" in done.stderr
+    assert "from PREFECT_API_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+    if "--json" in words:
+        assert json.loads(done.stdout)["status"] == "failed"
