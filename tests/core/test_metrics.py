@@ -155,3 +155,10 @@ def test_constant_predictor_answers_with_the_commonest_training_label() -> None:
 def test_what_cannot_be_measured_is_refused(metric: str, logits: np.ndarray, labels: np.ndarray, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         measure(metric, logits, labels)
+
+
+def test_the_best_constant_answer_for_f1_is_the_positive_class() -> None:
+    labels = np.array([0] * 63 + [1] * 37)
+    f1 = 2 * 37 / (37 + 100)
+    assert constant("accuracy_and_f1", labels, labels) == pytest.approx((0.37 + f1) / 2)
+    assert constant("accuracy", labels, labels) == pytest.approx(0.63)

@@ -11,8 +11,10 @@ from typing import Any
 import builders
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from capgap_core import chain, flops, outcome, plan, tables
+from capgap_core.errors import StageFailed
 from capgap_core.families import bert
 from capgap_core.recipes import Minidisc
 from capgap_core.records import Reference
@@ -150,3 +152,12 @@ def test_the_reordered_teacher_has_its_units_in_descending_importance(runs) -> N
                 width = 8 if axis == "heads" else 1
                 moved = before.get_tensor(name).reshape(-1, width)[[r["unit"] for r in units]]
                 assert (after.get_tensor(name).reshape(-1, width) == moved).all()
+
+
+def test_weights_that_a_checkpoint_lacks_are_not_drawn_at_random(tmp_path) -> None:
+    builders.bert(labels=2).save_pretrained(tmp_path)
+    assert bert.load_given(tmp_path, new_head=True, num_labels=3).config.num_labels == 3
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(StageFailed, match="weights are missing"):
+        bert.load_given(tmp_path, new_head=True, num_labels=2)

@@ -163,3 +163,11 @@ def test_readme_table_says_what_may_be_said() -> None:
     assert "| sst-2 | 0.1 | accuracy | TA | 0.8600 | 0.8600 to 0.8600 | 0.0000 | 3 | 872 |" in text
     assert "not corrected" in text
     assert "nan" not in text.lower()
+
+
+def test_two_seeds_or_equal_differences_never_show_anything() -> None:
+    """With metrics in steps of one example both happen by chance, and leave an interval without width."""
+    assert verdict(compare_seeds([0.80, 0.75], [0.75, 0.70])) == "not shown"
+    assert verdict(compare_seeds([0.75, 0.5, 1.0], [0.5, 0.25, 0.75])) == "not shown"
+    assert verdict(compare_seeds([0.80, 0.81, 0.83], [0.70, 0.72, 0.71])) == "the TA was worth it"
+    assert verdict(compare_seeds([0.70, 0.72, 0.71], [0.80, 0.81, 0.83])) == "the TA cost more than it gave"
