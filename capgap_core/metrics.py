@@ -78,19 +78,22 @@ def standard_error(metric: str, logits: NDArray[Any], labels: NDArray[Any], *, s
 def constant(metric: str, train_labels: NDArray[Any], labels: NDArray[Any]) -> float:
     """Return the primary metric, on ``labels``, of the best that one answer for all can do.
 
-    That answer is the class which, answered for all of ``train_labels``, scores best there (the lowest id of several):
-    the commonest, but for F1 the positive one. For regression it is their mean, which correlates with nothing: 0.
+    That answer is the commonest class of ``train_labels`` (the lowest id of several); with F1, which never counts the
+    first class, the one of the two that scores best there. For regression it is their mean, which correlates with
+    nothing: 0.
     """
     train_labels, labels = np.asarray(train_labels), np.asarray(labels)
     if metric == "pearson_and_spearman":
         return measure(metric, np.full((len(labels), 1), float(train_labels.mean())), labels)[metric]
-    classes = max(2, int(train_labels.max()) + 1, int(labels.max()) + 1)
+    counts = np.bincount(train_labels.astype(np.int64), minlength=max(2, int(labels.max()) + 1))
 
     def always(answer: int, truth: NDArray[Any]) -> float:
-        return measure(metric, np.tile(np.eye(classes)[answer], (len(truth), 1)), truth)[metric]
+        logits = np.zeros((len(truth), len(counts)))
+        logits[:, answer] = 1.0
+        return measure(metric, logits, truth)[metric]
 
-    best = max(range(classes), key=lambda answer: (always(answer, train_labels), -answer))
-    return always(best, labels)
+    answers = [0, 1] if metric == "accuracy_and_f1" else [int(counts.argmax())]
+    return always(max(answers, key=lambda answer: always(answer, train_labels)), labels)
 
 
 def resampled(

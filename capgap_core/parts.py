@@ -35,7 +35,7 @@ Cut = dict[str, tuple[Part, list[int]]]
 
 
 def cut_parts(corpus: Corpus, asked: Cutting) -> tuple[Cut, dict[str, Any]]:
-    """Return the four parts, and what is known of how they were cut."""
+    """Return the four parts, and what is known of how they were cut; none is empty."""
     whole = corpus.parts["train"]
     rows: Sequence[int] = range(len(whole.labels))
     facts: dict[str, Any] = {"notes": [], "cuts": {}}
@@ -61,7 +61,6 @@ def cut_parts(corpus: Corpus, asked: Cutting) -> tuple[Cut, dict[str, Any]]:
     if asked.train_rows is not None and asked.train_rows < len(rows):
         rows = sorted(random.Random(asked.seed).sample(list(rows), asked.train_rows))
     parts["train"] = (_take(whole, rows), list(rows))
-    facts["overlap"] = _overlap(parts, () if asked.protocol == "paper" else ("calibration", "selection"))
     _refuse_empty(parts, len(whole.labels))
     return {name: parts[name] for name in PARTS}, facts
 
@@ -126,8 +125,9 @@ def _calibration(whole: Part, rows: Sequence[int], size: int, seed: int) -> tupl
     return sorted(chosen), [row for row in rows if row not in chosen]
 
 
-def _overlap(parts: Cut, apart: tuple[str, ...]) -> dict[str, int]:
-    """Return how many rows of each held-out part overlap a row of train, or of the ``apart`` ones before it."""
+def overlap(parts: Cut, protocol: Protocol) -> dict[str, int]:
+    """Return how many rows of each held-out part overlap a row read before it: of train, or of another part."""
+    apart = () if protocol == "paper" else ("calibration", "selection")  # one and the same part in the paper's way
     before = {"selection": apart[:1], "evaluation": apart}
     return {
         name: splits.overlapping(parts[name][0].texts, _together(parts, "train", *others))

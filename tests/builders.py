@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from capgap_core import tables
 from capgap_core.batches import Examples
+from capgap_core.training import Training
 
 WORDS = {
     "day": "sun light warm bright gold fire glow dawn".split(),
@@ -50,6 +51,15 @@ def bert(
             middle = 1.0 if name.endswith("LayerNorm.weight") else 0.0
             torch.nn.init.normal_(parameter, middle, 0.15)
     return model.eval()
+
+
+def training(**changes: Any) -> Training:
+    """Return how a few steps are trained."""
+    base = {
+        "steps": 3, "learning_rate": 1e-3, "batch_size": 8, "micro_batch": 8, "weight_decay": 0.01, "warmup": 0.1,
+        "clip": 5.0, "dtype": "float32", "seed": 1,
+    }  # fmt: skip
+    return Training(**{**base, **changes})
 
 
 def examples(folder: Path, rows: int = 24, *, seed: int = 0, labels: int = 3, regression: bool = False) -> Examples:

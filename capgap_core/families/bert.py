@@ -70,7 +70,7 @@ def load_given(folder: Path | str, *, new_head: bool, **config: Any) -> PreTrain
     model, found = loaded
     allowed = ("bert.pooler.", "classifier.") if new_head else ()
     lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
-    lacking = [name for name in lacking if not name.startswith(allowed or "-")]
+    lacking = [name for name in lacking if not name.startswith(allowed)]
     if lacking:
         names = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
         why = f"{len(lacking)} weights are missing in {folder} or do not fit its config: {names}"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from capgap_core import metrics, tables, tokens
 from capgap_core.checkpoints import tokenizer_of
 from capgap_core.errors import StageFailed
-from capgap_core.parts import Cut, Cutting, cut_parts
+from capgap_core.parts import Cut, Cutting, cut_parts, overlap
 from capgap_core.progress import Progress
 from capgap_core.reading import read_corpus
 from capgap_core.recipes import DataRecipe, Execution, Task
@@ -65,6 +65,7 @@ def run(
         raise StageFailed("data", "the data set has changed since the run began", "Start the run again.")
     asked = {field.name: getattr(recipe, field.name) for field in fields(Cutting)}
     parts, facts = cut_parts(corpus, Cutting(**asked))
+    facts["overlap"] = overlap(parts, recipe.protocol)
     progress.message(", ".join(f"{name} {len(part.labels)}" for name, (part, _) in parts.items()))
     if where.tokenizer is None:
         tokenizer = tokens.trained(

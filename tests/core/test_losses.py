@@ -1,7 +1,6 @@
 """The distances that students are trained by, each against torch's own or a sum by hand."""
 
 from contextlib import nullcontext
-from typing import Any
 
 import builders
 import pytest
@@ -130,18 +129,10 @@ def test_distillation_is_half_the_hidden_error_and_half_the_predictions(tmp_path
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-def training(**changes: Any) -> Training:
-    base = {
-        "steps": 6, "learning_rate": 1e-3, "batch_size": 4, "micro_batch": 4, "weight_decay": 0.0, "warmup": 0.1,
-        "clip": 1.0, "dtype": "float32", "seed": 1,
-    }  # fmt: skip
-    return Training(**{**base, **changes})
-
-
 def test_what_is_remembered_is_what_the_teacher_says(tmp_path) -> None:
     part, teacher = builders.examples(tmp_path, 12), builders.bert(seed=1)
     ask = targets.live(teacher, layers=(0, 2), context=nullcontext)
-    memory = targets.remembered(ask, part, training(), progress=Silent())
+    memory = targets.remembered(ask, part, builders.training(batch_size=4), progress=Silent())
     teacher.requires_grad_(True)
     for p in teacher.parameters():
         p.data.fill_(torch.nan)  # nobody may ask it again
@@ -163,11 +154,11 @@ def test_outputs_are_remembered_where_they_are_seen_again_and_fit(tmp_path, monk
     def pays(training: Training, device: torch.device = cpu) -> bool:
         return targets.pays(part, training, numbers=10, device=device)
 
-    assert pays(training(steps=5))
-    assert not pays(training(steps=4))
-    assert not pays(training(steps=5), torch.device("cuda"))
+    assert pays(builders.training(batch_size=4, steps=5))
+    assert not pays(builders.training(batch_size=4, steps=4))
+    assert not pays(builders.training(batch_size=4, steps=5), torch.device("cuda"))
     monkeypatch.setattr(targets, "REMEMBERED_BYTES", int(part.lengths.sum()) * 10 * 4)
-    assert pays(training(steps=5))
+    assert pays(builders.training(batch_size=4, steps=5))
     monkeypatch.setattr(targets, "REMEMBERED_BYTES", int(part.lengths.sum()) * 10 * 4 - 1)
-    assert not pays(training(steps=5))
-    assert pays(training(steps=5, dtype="bfloat16"))
+    assert not pays(builders.training(batch_size=4, steps=5))
+    assert pays(builders.training(batch_size=4, steps=5, dtype="bfloat16"))

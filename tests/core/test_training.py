@@ -4,7 +4,6 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
 
 import builders
 import numpy as np
@@ -31,14 +30,6 @@ PLANS = {
     0.3: builders.kept([0, 2], [8, 32]),
     0.1: builders.kept([1, 0], [8, 0]),
 }
-
-
-def recipe(**changes: Any) -> Training:
-    base = {
-        "steps": 3, "learning_rate": 1e-3, "batch_size": 8, "micro_batch": 8, "weight_decay": 0.01, "warmup": 0.1,
-        "clip": 5.0, "dtype": "float32", "seed": 1,
-    }  # fmt: skip
-    return Training(**{**base, **changes})
 
 
 def distillation(labels: int = 3) -> Distillation:
@@ -70,7 +61,7 @@ def test_micro_batches_change_nothing_but_memory(tmp_path, micro: int) -> None:
     for size in (8, micro):
         student = builders.bert(seed=2)
         gradients = watched(student)
-        steps = run(student, part, recipe(micro_batch=size, clip=0.5), distillation().loss_of(student))
+        steps = run(student, part, builders.training(micro_batch=size, clip=0.5), distillation().loss_of(student))
         outcomes.append((gradients, steps, student.state_dict()))
     (whole, at_once, first), (parts, in_parts, second) = outcomes
     for name, gradient in whole.items():
@@ -89,7 +80,7 @@ def test_every_example_and_every_token_of_a_step_counts_the_same(tmp_path) -> No
     """The gradient of a step is that of the formula on the whole batch, however long its examples are."""
     part, student = builders.examples(tmp_path, 8), builders.bert(seed=2)
     twin, gradients = copy.deepcopy(student), watched(student)
-    run(student, part, recipe(steps=1, micro_batch=1, clip=1e9), distillation().loss_of(student))
+    run(student, part, builders.training(steps=1, micro_batch=1, clip=1e9), distillation().loss_of(student))
     (terms,) = distillation().loss_of(twin)(part.batch(range(8)), 1)
     by_name = {term.name: term.total for term in terms}
     loss = 0.5 * by_name["hidden"] / int(part.lengths.sum()) + 0.5 * by_name["prediction"] / 8
@@ -133,7 +124,9 @@ class Still(nn.Module):
 
 def test_the_learning_rate_rises_and_falls(tmp_path) -> None:
     model = Still()
-    steps = run(model, builders.examples(tmp_path), recipe(steps=10, warmup=0.3, learning_rate=1.0), model.loss_of)
+    steps = run(
+        model, builders.examples(tmp_path), builders.training(steps=10, warmup=0.3, learning_rate=1.0), model.loss_of
+    )
     by_hand = [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
     assert [step.lr for step in steps] == pytest.approx(by_hand)
     # transformers' schedule starts at 0 and ends at 0; without these two steps of no use it is the same.
@@ -150,7 +143,7 @@ def test_the_learning_rate_rises_and_falls(tmp_path) -> None:
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.1), (2, 0.9), (7, 0.0)])
 def test_short_schedules_stay_between_nothing_and_the_peak(tmp_path, steps: int, warmup: float) -> None:
     model = Still()
-    taken = run(model, builders.examples(tmp_path), recipe(steps=steps, warmup=warmup), model.loss_of)
+    taken = run(model, builders.examples(tmp_path), builders.training(steps=steps, warmup=warmup), model.loss_of)
     rates = [step.lr for step in taken]
     assert len(rates) == steps
     assert max(rates) == pytest.approx(1e-3)
@@ -161,7 +154,10 @@ def test_biases_and_layer_norms_do_not_decay(tmp_path) -> None:
     model = Still()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     (step,) = run(
-        model, builders.examples(tmp_path), recipe(steps=1, weight_decay=0.5, learning_rate=0.1), model.loss_of
+        model,
+        builders.examples(tmp_path),
+        builders.training(steps=1, weight_decay=0.5, learning_rate=0.1),
+        model.loss_of,
     )
     for name, parameter in model.named_parameters():
         if name.endswith(".bias") or "LayerNorm" in name:
@@ -190,7 +186,7 @@ def test_what_is_not_finite_is_refused_before_the_step(tmp_path, broken: str) ->
             yield group
 
     with pytest.raises(NonFinite, match=r"step 2: .*not finite") as caught:
-        run(student, part, recipe(learning_rate=0.1), loss_of)
+        run(student, part, builders.training(learning_rate=0.1), loss_of)
     assert calls == [2]
     assert caught.value.stage == "distil"
     assert ("wrong" in caught.value.why) == (broken == "loss")
@@ -202,7 +198,7 @@ def trained(part: Examples, seed: int, *, torch_seed: int | None = None) -> dict
     loss_of = distillation().loss_of(student)
     with ready(Execution(threads=1), seed=seed if torch_seed is None else torch_seed):
         student.train()
-        run(student, part, recipe(seed=seed), loss_of)
+        run(student, part, builders.training(seed=seed), loss_of)
     return student.state_dict()
 
 
@@ -309,7 +305,7 @@ def test_the_sandwich_is_the_mean_of_its_sub_networks(tmp_path) -> None:
 def sandwich_recipe(mode: str, count: int, seed: int = 1) -> sandwich.Recipe:
     return sandwich.Recipe(
         family="bert", scales=(0.9, 0.7, 0.5, 0.3, 0.2, 0.1), mode=mode, random=count, temperature=1.0,
-        training=recipe(seed=seed),
+        training=builders.training(seed=seed),
     )  # fmt: skip
 
 
