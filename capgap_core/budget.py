@@ -1,6 +1,5 @@
 """How long and how fast each stage trains, where the user leaves it open: by model and data size."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,31 +82,3 @@ def resolve(
         dtype=dtype,
         seed=seed,
     )
-
-
-def sandwich_flops(teacher: float, candidates: Sequence[float], *, sampled: int | None, training: float = 3.0) -> float:
-    """Return the FLOPs of one example in the sandwich: the teacher forward, the sub-networks there and back.
-
-    Parameters
-    ----------
-    teacher, candidates
-        Forward FLOPs of one example; the candidates from large to small, the target last.
-    sampled
-        How many are drawn between the largest and the smallest; null where all train in each step.
-    """
-    between = candidates[1:-1]
-    if sampled is None or len(between) <= sampled:
-        spent = sum(candidates)
-    else:
-        spent = candidates[0] + candidates[-1] + sampled * sum(between) / len(between)
-    return teacher + training * spent
-
-
-def examples_of_a_step(training: Training, rows: int) -> float:
-    """Return the mean examples of a step: the last batch of an epoch is short where the rows do not divide."""
-    return rows / -(-rows // training.batch_size)
-
-
-def steps_for(flops: float, *, per_example: float, examples: float) -> int:
-    """Return the steps of so many examples that cost the given FLOPs, at least one."""
-    return max(1, round(flops / (per_example * examples)))

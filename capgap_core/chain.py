@@ -1,16 +1,12 @@
-"""MiniDisc from the data set to the report, without any orchestrator."""
+"""MiniDisc from the data set to the report, in the order of the method and without any orchestrator."""
 
-import json
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
-from capgap_core import budget, flops, machine, models, preflight
+from capgap_core import preflight
 from capgap_core.build import build
-from capgap_core.machine import device_of, precision
+from capgap_core.method import Caller, Method
 from capgap_core.outcome import Outcome, outcome_of
 from capgap_core.preflight import Checked
 from capgap_core.progress import Labelled, Progress, Silent
@@ -19,41 +15,14 @@ from capgap_core.recipes import (
     EvaluateRecipe,
     Execution,
     ImportanceRecipe,
-    Minidisc,
     Protocol as Way,
     SandwichRecipe,
     StudentRecipe,
     Task,
     TeacherRecipe,
     TradeoffRecipe,
-    TrainRecipe,
-)  # fmt: skip
-from capgap_core.records import WORDS, Input, ModelInput, Reference
-from capgap_core.shapes import Shape
-from capgap_core.stages import (
-    candidates as candidates_stage,
-    data as data_stage,
-    distil as distil_stage,
-    evaluate as evaluate_stage,
-    importance as importance_stage,
-    latency as latency_stage,
-    report as report_stage,
-    sandwich as sandwich_stage,
-    teacher as teacher_stage,
-    tradeoff as tradeoff_stage,
-)  # fmt: skip
-from capgap_core.training import Training
-
-
-@runtime_checkable
-class Caller(Protocol):
-    """Makes one stage: in this process, or as a task of an orchestrator."""
-
-    def __call__(
-        self, stage: str, recipe: BaseModel, inputs: Mapping[str, Input], *, role: str, execution: Execution
-    ) -> Reference:
-        """Return the reference of the finished stage."""
-        ...
+)
+from capgap_core.records import Input, ModelInput, Reference
 
 
 def in_this_process(progress: Progress) -> Caller:
@@ -113,7 +82,7 @@ def minidisc(
 
 def follow(checked: Checked, call: Caller) -> Outcome:
     """Run the chain on checked parameters: the method, in its order."""
-    m = _Method(checked, call)
+    m = Method(checked, call)
     data = m.data()
     teacher = m.teacher(data)
     importance = m.importance(data, teacher)
@@ -134,222 +103,3 @@ def follow(checked: Checked, call: Caller) -> Outcome:
     latency = m.latency(importance) if m.p.evaluate.latency else None
     m.report(data, teacher, importance, candidates, tradeoff, students, evaluations, latency)
     return outcome_of(m.p, m.made)
-
-
-def command_of(p: Minidisc) -> str:
-    """Return the shell command that asks for the same result."""
-    asked = p.model_dump(mode="json", exclude={"run"}, exclude_defaults=True)
-    words = ["capgap", "run", "minidisc"]
-    for name, value in asked.items():
-        parts = {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
-        for key, held in parts.items():
-            words += ["-p", shlex.quote(f"{key}={held if isinstance(held, str) else json.dumps(held)}")]
-    return " ".join(words)
-
-
-class _Method:
-    """Turns what the user asked for into the recipe of each stage, and remembers what was made."""
-
-    def __init__(self, checked: Checked, call: Caller) -> None:
-        self.p = checked.parameters
-        self.made: list[tuple[str, Reference]] = []
-        self.scales = (*(s for s in self.p.sandwich.grid if s > self.p.student.scale), self.p.student.scale)
-        self._corpus, self._given, self._call = checked.corpus, checked.teacher, call
-        self._family = self._given.family if self._given else "bert"
-        self._device = device_of(self.p.run)
-        self._rows, self._length = 0, 0.0
-        self._shape: Shape | None = None
-        self._training: dict[str, Training] = {}
-        self.flops: dict[str, float] = {}
-
-    def _stage(self, stage: str, role: str, recipe: BaseModel, **inputs: Input) -> Reference:
-        made = self._call(stage, recipe, inputs, role=role, execution=self.p.run)
-        self.made.append((role, made))
-        return made
-
-    def _train(self, asked: TrainRecipe, arm: budget.Arm, hidden: int) -> Training:
-        dtype = precision(asked.dtype, self._device, hidden=hidden)
-        return budget.resolve(
-            asked, arm, rows=self._rows, hidden=hidden, scratch=self._given is None, protocol=self.p.protocol,
-            dtype=dtype, seed=self.p.seed,
-        )  # fmt: skip
-
-    def data(self) -> Reference:
-        """Cut and tokenise the data set."""
-        p, corpus = self.p, self._corpus
-        source = data_stage.Source(
-            dataset=p.dataset, task=p.task, data=p.data, split=p.evaluate.split,
-            cache=str(Path(p.run.root or ".") / "cache"),
-            tokenizer=str(self._given.folder) if self._given else None,
-        )  # fmt: skip
-        recipe = data_stage.Recipe(
-            content=corpus.digest, tokenizer=self._given.tokenizer if self._given else "trained",
-            vocabulary=None if self._given else p.teacher_recipe.vocabulary, task=corpus.task, metric=corpus.metric,
-            columns=(*corpus.text_columns, corpus.label_column), split=corpus.eval_name, max_length=p.data.max_length,
-            train_rows=p.data.train_rows, selection_rows=p.data.selection_rows,
-            calibration_rows=p.data.calibration_rows, seed=p.data.seed, protocol=p.protocol, source=source,
-        )  # fmt: skip
-        made = self._stage("data", "", recipe)
-        self._rows = made.summary["rows"]["train"]
-        self._length = made.summary["tokens"]["train"] / self._rows
-        return made
-
-    def teacher(self, data: Reference) -> Reference:
-        """Fine-tune, accept or train the teacher."""
-        p, given = self.p, self._given
-        sizes = p.teacher_recipe
-        scratch = None
-        if given is None:
-            scratch = teacher_stage.Scratch(
-                layers=sizes.layers, hidden=sizes.hidden, heads=sizes.heads, neurons=sizes.neurons
-            )
-        training = None
-        if given is None or given.mode == "finetune":
-            hidden = given.hidden if given else sizes.hidden
-            training = self._train(sizes, "teacher", hidden)
-        recipe = teacher_stage.Recipe(
-            family=self._family, mode=given.mode if given else "scratch", content=given.content if given else None,
-            scratch=scratch, training=training, seed=p.seed, source=str(given.folder) if given else None,
-        )  # fmt: skip
-        return self._stage("teacher", "teacher", recipe, data=data)
-
-    def importance(self, data: Reference, teacher: Reference) -> Reference:
-        """Score heads and neurons, reorder them, and plan every scale."""
-        paper = self.p.protocol == "paper"
-        recipe = importance_stage.Recipe(
-            family=self._family, scales=self.scales, batch_means=paper,
-            batch_size=self.p.importance.batch_size if paper else None,
-        )  # fmt: skip
-        made = self._stage("importance", "", recipe, data=data, teacher=ModelInput(reference=teacher))
-        self._shape = Shape(**made.summary["shape"])
-        self._count_flops(made)
-        return made
-
-    def _count_flops(self, importance: Reference) -> None:
-        """Fill ``flops``: forward FLOPs of the teacher and each scale, for a training example of mean length."""
-        assert self._shape is not None
-        adapter, plans = models.family(self._family), models.plans_of(importance)
-        kept = {"teacher": self._shape.full(), **{str(s): plans[s] for s in self.scales}}
-        self.flops = {k: flops.forward_flops(adapter, self._shape, v, self._length) for k, v in kept.items()}
-
-    def sandwich(self, data: Reference, teacher: Reference, importance: Reference) -> Reference:
-        """Train all candidates and the target at once, with shared weights."""
-        assert self._shape is not None
-        asked = self.p.sandwich
-        self._training["sandwich"] = self._train(asked, "sandwich", self._shape.hidden)
-        recipe = sandwich_stage.Recipe(
-            family=self._family, scales=self.scales, mode=asked.mode,
-            random=asked.random if asked.mode == "sampled" else 0,
-            temperature=asked.temperature, training=self._training["sandwich"],
-        )  # fmt: skip
-        return self._stage(
-            "sandwich", "candidate", recipe, data=data, teacher=ModelInput(reference=teacher), importance=importance
-        )
-
-    def candidates(self, data: Reference, teacher: Reference, sandwich: Reference) -> Reference:
-        """Score every candidate on the selection part."""
-        recipe = candidates_stage.Recipe(family=self._family)
-        return self._stage(
-            "candidates", "candidate", recipe, data=data, sandwich=sandwich, teacher=ModelInput(reference=teacher)
-        )
-
-    def tradeoff(self, data: Reference, candidates: Reference, importance: Reference) -> Reference:
-        """Choose the assistant."""
-        asked = self.p.tradeoff
-        recipe = tradeoff_stage.Recipe(
-            lam=asked.lam, metric_scale=asked.metric_scale, metric=data.summary["metric"], target=self.p.student.scale,
-            achieved=importance.summary["achieved"], chance=data.summary["constant"]["selection"],
-        )  # fmt: skip
-        return self._stage("tradeoff", "assistant", recipe, candidates=candidates)
-
-    def _distil(
-        self, role: str, data: Reference, teacher: ModelInput, start: ModelInput, steps: int | None = None
-    ) -> Reference:
-        assert self._shape is not None
-        asked = self.p.student
-        training = self._train(asked, "student", self._shape.hidden)
-        self._training[role] = training if steps is None else training.model_copy(update={"steps": steps})
-        recipe = distil_stage.Recipe(family=self._family, temperature=asked.temperature, training=self._training[role])
-        return self._stage("distil", role, recipe, data=data, teacher=teacher, start=start)
-
-    def student(self, data: Reference, sandwich: Reference, scale: float) -> Reference:
-        """Distil the student from its assistant; it starts as the target's prefix of the shared weights."""
-        teacher = ModelInput(reference=sandwich, scale=scale)
-        return self._distil("student", data, teacher, ModelInput(reference=sandwich, scale=self.p.student.scale))
-
-    def direct(self, data: Reference, teacher: Reference, importance: Reference) -> Reference:
-        """Distil the same student straight from the teacher, for equal epochs."""
-        start = ModelInput(reference=importance, scale=self.p.student.scale)
-        return self._distil("direct", data, ModelInput(reference=teacher), start)
-
-    def direct_flops(self, data: Reference, teacher: Reference, importance: Reference) -> Reference:
-        """Distil the same student straight from the teacher, for the FLOPs of sandwich and student together.
-
-        The assistant is charged at the mean cost of the candidates, so that the control is the same whichever of
-        them is chosen, and no other λ makes it train again; the report shows what each arm really spent.
-        """
-        start = ModelInput(reference=importance, scale=self.p.student.scale)
-        training = self._training["student"]
-        direct = flops.step_flops(self.flops[str(self.p.student.scale)], self.flops["teacher"])
-        mean = sum(self.flops[str(s)] for s in self.scales[:-1]) / len(self.scales[:-1])
-        examples = budget.examples_of_a_step(training, self._rows)
-        own = flops.step_flops(self.flops[str(self.p.student.scale)], mean) * training.steps * examples
-        total = self.spent()["sandwich"] + own
-        steps = budget.steps_for(total, per_example=direct, examples=examples)
-        return self._distil("direct_flops", data, ModelInput(reference=teacher), start, steps)
-
-    def spent(self) -> dict[str, float]:
-        """Return role → FLOPs of what only that arm has to pay: beyond the teacher and the importance."""
-        asked, cost = self.p.sandwich, self.flops
-        scale = cost[str(self.p.student.scale)]
-        chosen = next((r.summary["chosen_scale"] for _, r in self.made if r.stage == "tradeoff"), None)
-        seen = {role: t.steps * budget.examples_of_a_step(t, self._rows) for role, t in self._training.items()}
-        shared = budget.sandwich_flops(
-            cost["teacher"],
-            [cost[str(s)] for s in self.scales],
-            sampled=asked.random if asked.mode == "sampled" else None,
-        )
-        spent = {"sandwich": shared * seen["sandwich"]}
-        if "student" in seen and chosen is not None:
-            own = flops.step_flops(scale, cost[str(chosen)]) * seen["student"]
-            spent["student"] = spent["sandwich"] + own
-        for role in ("direct", "direct_flops"):
-            if role in seen:
-                spent[role] = flops.step_flops(scale, cost["teacher"]) * seen[role]
-        return spent
-
-    def evaluate(self, role: str, data: Reference, model: Input, scales: tuple[float, ...] = ()) -> Reference:
-        """Measure one model on the part nobody tuned on."""
-        recipe = evaluate_stage.Recipe(
-            family=self._family, split="evaluation", scales=scales, length=self.p.evaluate.length
-        )
-        return self._stage("evaluate", role, recipe, data=data, model=model)
-
-    def latency(self, importance: Reference) -> Reference:
-        """Time a forward pass of every size."""
-        threads = machine.threads_of(self.p.run)
-        recipe = latency_stage.Recipe(
-            family=self._family, scales=self.scales, length=self.p.evaluate.length, device=str(self._device),
-            threads=threads, machine=machine.name(self._device),
-        )  # fmt: skip
-        return self._stage("latency", "", recipe, importance=importance)
-
-    def report(
-        self, data: Reference, teacher: Reference, importance: Reference, candidates: Reference, tradeoff: Reference,
-        students: Mapping[str, Reference], evaluations: Mapping[str, Reference], latency: Reference | None,
-    ) -> Reference:  # fmt: skip
-        """Say what came out."""
-        p = self.p
-        recipe = report_stage.Recipe(
-            dataset=p.dataset, seed=p.seed, protocol=p.protocol, lam=p.tradeoff.lam,
-            metric_scale=p.tradeoff.metric_scale, scale=p.student.scale, device=str(self._device), spent=self.spent(),
-            command=command_of(p), words={name: data.summary[name] for name in sorted(WORDS)},
-            latency=latency.identity if latency else None,
-        )  # fmt: skip
-        stages: dict[str, Input] = {
-            "data": data, "teacher": teacher, "importance": importance, "candidates": candidates, "tradeoff": tradeoff,
-            **students, **{f"evaluate_{role}": made for role, made in evaluations.items()},
-        }  # fmt: skip
-        if latency is not None:
-            stages["latency"] = latency
-        return self._stage("report", "", recipe, **stages)

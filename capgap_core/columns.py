@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,9 +22,9 @@ METRIC_OF = {"mrpc": "accuracy_and_f1", "qqp": "accuracy_and_f1", "cola": "matth
 
 Kind = Literal["text", "integer", "float", "boolean", "class", "other"]
 Column = tuple[Kind, tuple[str, ...]]
+"""What a column holds, and the names of its classes where it holds classes."""
 Resolved = Literal["classification", "regression"]
 """A task once nothing is left to recognise."""
-"""What a column holds, and the names of its classes where it holds classes."""
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 
@@ -260,49 +260,3 @@ def _rows(count: int, one: str, many: str) -> str:
 
 def _in_part(table: Table, column: str, rule: str, remedy: str) -> Fault:
     return fault(f"dataset ({table.part})", f"column {column!r} of {table.where}", rule, remedy)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    while True:
-        yield error
-        following = error.__cause__ or error.__context__
-        if following is None:
-            return
-        error = following
-
-
-def is_empty(error: Exception) -> bool:
-    """Return whether the reader found no rows at all."""
-    names = {type(e).__name__ for e in _chain(error)}
-    return bool(names & {"EmptyDataError", "StopIteration"}) or "corresponds to no data" in str(error)
-
-
-def unreadable(part: str, where: str, error: Exception) -> Fault:
-    """Return the fault that stands for an error of a reader."""
-    said = [" ".join(str(e).split()) for e in _chain(error)]
-    text = " | ".join(said)
-    if any(isinstance(e, UnicodeError) for e in _chain(error)) or "UTF8" in text:
-        remedy = "Save it as UTF-8, for example: iconv -f latin1 -t utf-8 OLD > NEW."
-        return fault(f"dataset ({part})", where, "is not UTF-8 text", remedy)
-    twice = re.search(r"Column\(/(.+?)\) was specified twice|FieldRef\.Name\((.+?)\)|Duplicated? .*?'(.+?)'", text)
-    if twice:
-        return duplicate(part, where, next(name for name in twice.groups() if name))
-    mixed = re.search(r"Column\(/(.+?)\) changed from (\w+) to (\w+)", text)
-    if mixed:
-        rule = f"column {mixed[1]!r} holds values of several types ({mixed[2]} and {mixed[3]})"
-        return fault(f"dataset ({part})", where, rule, "Give every row of a column the same type.")
-    # The middle of the chain is what the format's own parser said; the outermost is only about generating.
-    reason = next((s for s in said if s and "generating the dataset" not in s), type(error).__name__)
-    return fault(
-        f"dataset ({part})",
-        where,
-        f"cannot be read: {reason[:200]}",
-        "Check that the file is whole and what its name says.",
-    )
-
-
-def duplicate(part: str, where: str, name: str) -> Fault:
-    """Return the fault of a column name that stands twice."""
-    return fault(
-        f"dataset ({part})", where, f"has more than one column {name!r}", "Give every column a name of its own."
-    )

@@ -70,3 +70,22 @@ class StoreError(CapgapError):
 
 class Damaged(StoreError):
     """A stored file is missing or does not hold what its record says."""
+
+
+class Problems:
+    """The faults found so far, and the first error behind one."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self.cause: Exception | None = None
+
+    def add(self, *faults: Fault, cause: Exception | None = None) -> None:
+        """Keep the faults, and the error where it is the first."""
+        self.faults += faults
+        self.cause = self.cause or cause
+
+    def error(self) -> InputFaults:
+        """Return the error to raise."""
+        error = InputFaults(self.faults)
+        error.__cause__ = self.cause
+        return error

@@ -57,11 +57,10 @@ class Data(TypedDict):
     largest_group: int
     overlap: dict[str, int]
     """Held-out part → rows that equal, contain or are contained in one that was read before, to train or to choose."""
-    dropped: int
-    """Training rows left out because they overlap a part that was cut from them."""
     how: str
     """How the parts were kept apart, in words or as the splits name it: groups, overlap-left-out."""
     notes: list[str]
+    """What else is to be known: rows left out of train since they overlap a part, a part that is not used."""
 
 
 class StageFact(TypedDict):

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from capgap_core import markdown
 from capgap_core.study import AGAINST, FEWEST_SEEDS, MOST_SEEDS, compare_seeds, interval, seeds_needed, verdict
 
 ROLES = ("teacher", "assistant", "student", "direct", "direct_flops", "slimmed")
@@ -90,24 +91,21 @@ def comparisons(frame: pd.DataFrame) -> pd.DataFrame:
 def readme_table(frame: pd.DataFrame) -> str:
     """Return the rows as markdown: the comparisons, led by equal FLOPs, then mean and interval of each arm."""
     compared, summary = comparisons(frame), arms(frame)
-    lines = [
-        "| data set | target | metric | student minus | mean | 95% interval | seeds | verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for against in AGAINST:
-        for row in _records(compared):
-            if row["against"] != against:
-                continue
-            lines.append(
-                f"| {row['dataset']} | {row['target_scale']:g} | {row['metric']} | {_SHOWN[against]} "
-                f"| {row['mean']:+.4f} | {_span(row, '+.4f')} | {row['n_seeds']} | {_said(row)} |"
-            )
-    lines += ["", *_arm_lines(summary), ""]
-    lines.append(
+    rows = [
+        [
+            row["dataset"], f"{row['target_scale']:g}", row["metric"], _SHOWN[against], f"{row['mean']:+.4f}",
+            _span(row, "+.4f"), str(row["n_seeds"]), _said(row),
+        ]
+        for against in AGAINST
+        for row in _records(compared)
+        if row["against"] == against
+    ]  # fmt: skip
+    header = ["data set", "target", "metric", "student minus", "mean", "95% interval", "seeds", "verdict"]
+    notes = (
         "Intervals are t intervals over training seeds; the data parts are the same for every seed. Each holds at 95% "
         f"by itself: {len(compared)} comparisons, not corrected for their number."
     )
-    return "\n".join(lines)
+    return "\n\n".join([markdown.table(header, rows), _arm_table(summary), notes])
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
@@ -192,15 +190,14 @@ def _said(row: Mapping[str, Any]) -> str:
     return f"not shown ({many} seeds would do with a chance of 80%, if the mean stays)"
 
 
-def _arm_lines(summary: pd.DataFrame) -> list[str]:
-    lines = [
-        "| data set | target | metric | model | mean | 95% interval | sd | seeds | examples |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in _records(summary):
-        sd = "–" if math.isnan(row["sd"]) else f"{row['sd']:.4f}"
-        lines.append(
-            f"| {row['dataset']} | {row['target_scale']:g} | {row['metric']} | {_SHOWN.get(row['role'], row['role'])} "
-            f"| {row['mean']:.4f} | {_span(row, '.4f')} | {sd} | {row['n_seeds']} | {row['n']} |"
-        )
-    return lines
+def _arm_table(summary: pd.DataFrame) -> str:
+    rows = [
+        [
+            row["dataset"], f"{row['target_scale']:g}", row["metric"], _SHOWN.get(row["role"], row["role"]),
+            f"{row['mean']:.4f}", _span(row, ".4f"), "–" if math.isnan(row["sd"]) else f"{row['sd']:.4f}",
+            str(row["n_seeds"]), str(row["n"]),
+        ]
+        for row in _records(summary)
+    ]  # fmt: skip
+    header = ["data set", "target", "metric", "model", "mean", "95% interval", "sd", "seeds", "examples"]
+    return markdown.table(header, rows)

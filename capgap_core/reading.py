@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from capgap_core import columns, sources
+from capgap_core import columns, sources, unreadable
 from capgap_core.columns import Resolved, Table
 from capgap_core.corpus import Corpus, Part
-from capgap_core.errors import Fault, fault
+from capgap_core.errors import Fault, Problems, fault
 from capgap_core.recipes import DataRecipe, Task
-from capgap_core.sources import NAMES, Problems
+from capgap_core.sources import NAMES
 
 FEWEST_ROWS = 16
 """Rows that the training part has at least."""
@@ -156,7 +156,7 @@ def _part(
             return Part(found, scores, files), ()
         names, faults = columns.names_of(table, label)
     except UnicodeError as error:
-        problems.add(columns.unreadable(table.part, table.where, error), cause=error)
+        problems.add(unreadable.because(table.part, table.where, error), cause=error)
         return Part((), [], files), known
     if table.part == "train" and names:
         known, more = columns.label_set(table, label, names)

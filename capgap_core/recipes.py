@@ -1,7 +1,7 @@
 """What a user may ask for: every choice that moves a result, and apart from them, where it runs.
 
 These models check the input, draw the form in the Prefect UI and fill the recipes of the stages
-(``capgap_core/chain.py``), which are what is hashed. ``null`` means "capgap chooses by model and data
+(``capgap_core/method.py``), which are what is hashed. ``null`` means "capgap chooses by model and data
 size" (``capgap_core/budget.py``); the choice is resolved before anything is hashed, and recorded.
 """
 

@@ -5,9 +5,10 @@ and images by data URI, and drops raw svg; an artifact should stay below 300 kB.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from capgap_core.facts import Candidate, Data, Facts, Score
+from capgap_core.markdown import chart, count, signed, table, text
 
 LARGEST = 300_000
 """Bytes of a report; figures that do not fit stay beside it."""
@@ -43,13 +44,13 @@ def compose(facts: Facts, figures: Mapping[str, bytes] | None = None) -> str:
         File name (``arms.png``) → PNG; shown in this order at the end of their section (``arms`` with the results,
         ``tradeoff`` with the candidates, all others with the training) while the report stays below ``LARGEST``.
     """
-    text = _compose(facts, {})
-    return text if not figures else _compose(facts, _images(figures, LARGEST - len(text.encode())))
+    bare = _compose(facts, {})
+    return bare if not figures else _compose(facts, _images(figures, LARGEST - len(bare.encode())))
 
 
 def _compose(facts: Facts, images: Mapping[str, list[str]]) -> str:
     parts = [
-        f"# {_text(facts['title'])}",
+        f"# {text(facts['title'])}",
         verdict_line(facts),
         _headline(facts),
         *_warnings(facts),
@@ -64,7 +65,7 @@ def _compose(facts: Facts, images: Mapping[str, list[str]]) -> str:
         "## Data\n\n" + _data(facts["data"]),
         *([f"## Training\n\n{images['training'][0]}", *images["training"][1:]] if "training" in images else []),
         "## Stages\n\n" + _stages(facts),
-        *_lineage(facts),
+        *([chart(facts["lineage"])] if facts["lineage"] else []),
         f"## Repeat it\n\n```sh\n{facts['command']}\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -86,8 +87,8 @@ def verdict_line(facts: Facts) -> str:
     return (
         f"**Whether the assistant was worth it: not shown.** At equal FLOPs{price} the student scores "
         f"{scores['student']['value']:.4f} through the assistant and {scores['direct_flops']['value']:.4f} straight "
-        f"from the teacher: {_signed(found['value'])} {facts['metric']}, 95% interval over the {facts['n']:,} examples "
-        f"{_signed(found['low'])} to {_signed(found['high'])}, which {side} zero. That compares these two models; one "
+        f"from the teacher: {signed(found['value'])} {facts['metric']}, 95% interval over the {facts['n']:,} examples "
+        f"{signed(found['low'])} to {signed(found['high'])}, which {side} zero. That compares these two models; one "
         f"run never proves a method. {_seeds(found['seeds_needed'])}"
     )
 
@@ -108,7 +109,7 @@ def _headline(facts: Facts) -> str:
     share = f", {student / teacher:.1%} of the teacher's {teacher:.4f}" if teacher > 0 else ""
     line = (
         f"Student at scale {facts['target']:g}: **{facts['metric']} {_with_error(scores['student'])}** on "
-        f"{_text(facts['dataset'])} ({_text(facts['split'])}, {facts['n']:,} examples){share}; "
+        f"{text(facts['dataset'])} ({text(facts['split'])}, {facts['n']:,} examples){share}; "
         f"a constant answer scores {facts['constant']:.4f}."
     )
     if "student" not in sizes or "teacher" not in sizes:
@@ -141,7 +142,7 @@ def _warnings(facts: Facts) -> list[str]:
         whole = facts["data"]["rows"][name]
         if rows > LITTLE * whole:
             said.append(
-                f"{rows:,} of the {whole:,} rows of the {_text(name)} part overlap rows that were read before, to "
+                f"{rows:,} of the {whole:,} rows of the {text(name)} part overlap rows that were read before, to "
                 "train or to choose: scores on it flatter whoever remembers."
             )
     if facts["protocol"] == "paper":
@@ -170,13 +171,13 @@ def _results(facts: Facts) -> str:
         scale = {"teacher": 1.0, "assistant": facts["chosen"]}.get(role, facts["target"])
         rows.append(
             [
-                name, f"{scale:g}", _with_error(score), _signed(score["value"] - facts["constant"]),
-                _count(size["parameters"]) if size else "–", _count(facts["spent"].get(role)),
+                name, f"{scale:g}", _with_error(score), signed(score["value"] - facts["constant"]),
+                count(size["parameters"]) if size else "–", count(facts["spent"].get(role)),
             ]
         )  # fmt: skip
     rows.append(["constant answer", "–", f"{facts['constant']:.4f}", "–", "–", "–"])
     header = ["model", "scale", f"{facts['metric']} ± standard error", "above constant", "parameters", "FLOPs spent"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _differences(facts: Facts) -> list[str]:
@@ -185,13 +186,13 @@ def _differences(facts: Facts) -> list[str]:
     order = sorted(facts["differences"], key=lambda d: d["against"] != "direct_flops")
     rows = [
         [
-            NAMES[d["against"]], _signed(d["value"]), f"{_signed(d['low'])} to {_signed(d['high'])}",
+            NAMES[d["against"]], signed(d["value"]), f"{signed(d['low'])} to {signed(d['high'])}",
             {None: "–", 1000: "1,000 or more"}.get(d["seeds_needed"], str(d["seeds_needed"])),
         ]
         for d in order
     ]  # fmt: skip
     header = ["student minus", facts["metric"], "95% interval over examples", "seeds that would do"]
-    return [_table(header, rows)]
+    return [table(header, rows)]
 
 
 def _loading(facts: Facts) -> str:
@@ -219,7 +220,7 @@ def _choice(facts: Facts) -> str:
     target = (
         "No λ puts the target's own t first." if beyond is None else f"Beyond λ = {beyond:.3g} the target's t is first."
     )
-    return f"t = {kind} + λ(1 - achieved scale), λ = {facts['lam']:g}. {margin} {target}\n\n{_table(header, rows)}"
+    return f"t = {kind} + λ(1 - achieved scale), λ = {facts['lam']:g}. {margin} {target}\n\n{table(header, rows)}"
 
 
 def _wins(candidate: Candidate) -> str:
@@ -242,12 +243,12 @@ def _sizes(facts: Facts) -> str:
         rows.append(
             [
                 name, f"{size['parameters']:,}", f"{size['non_embedding']:,}",
-                f"{1 - size['non_embedding'] / size['parameters']:.1%}", f"{_count(size['flops'])} at {size['length']}",
+                f"{1 - size['non_embedding'] / size['parameters']:.1%}", f"{count(size['flops'])} at {size['length']}",
                 f"{size['megabytes']:.1f}", *(f"{latency[b]:.2f}" if b in latency else "–" for b in batches),
             ]
         )  # fmt: skip
     header = ["model", "parameters", "non-embedding", "embeddings", "FLOPs an example, at tokens", "MB"]
-    return _table([*header, *(f"ms, batch {b} ({facts['device']})" for b in batches)], rows)
+    return table([*header, *(f"ms, batch {b} ({facts['device']})" for b in batches)], rows)
 
 
 def _spent(facts: Facts) -> list[str]:
@@ -256,39 +257,28 @@ def _spent(facts: Facts) -> list[str]:
         return []
     ratio = spent["direct_flops"] / spent["student"]
     return [
-        f"FLOPs spent after the teacher: {_count(spent['student'])} on the student, its assistant and the candidates; "
-        f"{_count(spent['direct_flops'])} on direct_flops ({ratio:.1%} of it). A multiply-accumulate is 2 FLOPs."
+        f"FLOPs spent after the teacher: {count(spent['student'])} on the student, its assistant and the candidates; "
+        f"{count(spent['direct_flops'])} on direct_flops ({ratio:.1%} of it). A multiply-accumulate is 2 FLOPs."
     ]
 
 
 def _data(data: Data) -> str:
-    parts = _table(["part", "rows"], [[_text(name), f"{rows:,}"] for name, rows in data["rows"].items()])
-    lines = [f"{data['groups']:,} groups, the largest of {data['largest_group']:,} rows. Cut: {_text(data['how'])}."]
-    if data["dropped"]:
-        lines.append(f"{data['dropped']:,} training rows overlap a part that was cut from them and were left out.")
+    parts = table(["part", "rows"], [[text(name), f"{rows:,}"] for name, rows in data["rows"].items()])
+    lines = [f"{data['groups']:,} groups, the largest of {data['largest_group']:,} rows. Cut: {text(data['how'])}."]
     lines += [
-        f"Rows of the {_text(name)} part that overlap one read before, to train or to choose: {rows:,}."
+        f"Rows of the {text(name)} part that overlap one read before, to train or to choose: {rows:,}."
         for name, rows in data["overlap"].items()
     ]
-    lines += [_text(note) for note in data["notes"]]
+    lines += [text(note) for note in data["notes"]]
     return parts + "\n\n" + "\n".join(f"* {line}" for line in lines)
 
 
 def _stages(facts: Facts) -> str:
     rows = [
-        [_text(s["name"]), _text(s["stage"]), f"`{s['identity'][:12]}`", f"`{s['code'][:12]}`"] for s in facts["stages"]
+        [text(s["name"]), text(s["stage"]), f"`{s['identity'][:12]}`", f"`{s['code'][:12]}`"] for s in facts["stages"]
     ]
-    about = f"Seed {facts['seed']}, protocol {facts['protocol']}, device {_text(facts['device'])}."
-    return f"{about}\n\n{_table(['result', 'stage', 'identity', 'code'], rows)}"
-
-
-def _lineage(facts: Facts) -> list[str]:
-    if not facts["lineage"]:
-        return []
-    names = list(dict.fromkeys(name for arrow in facts["lineage"] for name in arrow))
-    quoted = {name: f's{i}["{name.replace(chr(34), chr(39))}"]' for i, name in enumerate(names)}
-    arrows = "\n".join(f"  {quoted[a]} --> {quoted[b]}" for a, b in facts["lineage"])
-    return [f"```mermaid\nflowchart LR\n{arrows}\n```"]
+    about = f"Seed {facts['seed']}, protocol {facts['protocol']}, device {text(facts['device'])}."
+    return f"{about}\n\n{table(['result', 'stage', 'identity', 'code'], rows)}"
 
 
 def _images(figures: Mapping[str, bytes], budget: int) -> dict[str, list[str]]:
@@ -305,29 +295,5 @@ def _images(figures: Mapping[str, bytes], budget: int) -> dict[str, list[str]]:
     return found
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _text(value: str) -> str:
-    """Return a name or note on one line, with nothing in it that a browser takes for a tag."""
-    return " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
-
-
 def _with_error(score: Score) -> str:
     return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
-
-
-def _count(value: int | float | None) -> str:
-    """Return a count to three digits with K, M, G, T or P."""
-    if value is None:
-        return "–"
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from capgap_core import study
+from capgap_core import markdown, study
 from capgap_core.recipes import Execution
 
 
@@ -72,9 +72,11 @@ def _notes(stages: Sequence[Mapping[str, Any]], execution: Execution) -> list[st
 
 
 def _stages(stages: Sequence[Mapping[str, Any]], run: str) -> str:
-    lines = [f"## This run\n\nRun {run}\n", "| stage | | seconds when made | why |", "|---|---|---|---|"]
-    for stage in stages:
-        name = f"{stage['stage']} {stage['role']}".strip()
-        done = "reused" if stage["reused"] else "made"
-        lines.append(f"| {name} | {done} | {stage['seconds']:.1f} | {stage['why']} |")
-    return "\n".join(lines)
+    rows = [
+        [
+            f"{stage['stage']} {stage['role']}".strip(), "reused" if stage["reused"] else "made",
+            f"{stage['seconds']:.1f}", str(stage["why"]),
+        ]
+        for stage in stages
+    ]  # fmt: skip
+    return f"## This run\n\nRun {run}\n\n" + markdown.table(["stage", "", "seconds when made", "why"], rows)

@@ -12,7 +12,7 @@ from capgap_core.fingerprint import NEUTRAL
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for name in ("capgap_core", "tasks", "flows") for path in (ROOT / name).rglob("*.py"))
-LINES, FUNCTION_LINES = 450, 70
+LINES, FUNCTION_LINES = 301, 60
 
 
 def modules(package: str) -> list[str]:

@@ -177,9 +177,7 @@ def _data(summary: Mapping[str, Any]) -> Data:
     cut = cuts.get("selection") or cuts.get("evaluation") or {}
     return Data(
         rows=summary["rows"], groups=cut.get("groups", 0), largest_group=cut.get("largest_group", 0),
-        overlap=summary["overlap"],
-        dropped=sum(c["left_out"] for c in cuts.values()), how=cut.get("how", "the files given"),
-        notes=summary["notes"],
+        overlap=summary["overlap"], how=cut.get("how", "the files given"), notes=summary["notes"],
     )  # fmt: skip
 
 

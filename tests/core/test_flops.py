@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from capgap_core import batches, budget, flops, slimming
+from capgap_core import batches, budget, costs, flops, slimming
 from capgap_core.families import bert
 from capgap_core.recipes import TrainRecipe
+from capgap_core.training import Training
 
 PLANS = [builders.kept([4, 4], [64, 64]), builders.kept([3, 1], [40, 8]), builders.kept([0, 2], [16, 0])]
 
@@ -51,9 +52,9 @@ def test_parameters_are_all_of_the_models_and_those_outside_the_embeddings() -> 
 @pytest.mark.parametrize("total", [1.03e9, 3.301e10, 7.77e11])
 def test_equal_flops_are_equal_within_half_a_step(total: float) -> None:
     per_example, batch = 2.5e6, 16
-    steps = budget.steps_for(total, per_example=per_example, examples=batch)
+    steps = costs.steps_for(total, per_example=per_example, examples=batch)
     assert abs(steps * per_example * batch - total) <= per_example * batch / 2
-    assert budget.steps_for(1.0, per_example=per_example, examples=batch) == 1
+    assert costs.steps_for(1.0, per_example=per_example, examples=batch) == 1
 
 
 @pytest.mark.parametrize(
@@ -65,17 +66,38 @@ def test_a_step_has_the_examples_that_its_batches_have(rows: int, asked: int, ba
         dtype="float32", seed=1,
     )  # fmt: skip
     assert made.batch_size == batch
-    assert budget.examples_of_a_step(made, rows) == pytest.approx(examples)
+    assert costs.examples_of_a_step(made, rows) == pytest.approx(examples)
     order = batches.epoch_order(np.full(rows, 5), batch_size=made.batch_size, seed=1, epoch=0)
     assert np.mean([len(index) for index in order]) == pytest.approx(examples)
 
 
+def recipe_of(steps: int, rows: int) -> Training:
+    asked = TrainRecipe(batch_size=32)
+    made = budget.resolve(
+        asked, "student", rows=rows, hidden=384, scratch=False, protocol="capgap", dtype="float32", seed=1
+    )
+    return made.model_copy(update={"steps": steps})
+
+
+@pytest.mark.parametrize("rows", [64, 65])
+def test_the_control_spends_what_the_way_round_costs_with_a_candidate_of_mean_cost(rows: int) -> None:
+    here = costs.Costs(teacher=40.0, scales={0.5: 20.0, 0.3: 12.0, 0.2: 4.0, 0.1: 2.0}, rows=rows, sampled=None)
+    training = {"sandwich": recipe_of(50, rows), "student": recipe_of(300, rows)}
+    steps = here.steps_of_equal_flops(training["sandwich"], training["student"])
+    spent = here.spent({**training, "direct_flops": recipe_of(steps, rows)}, 0.3)
+    batch = rows / (2 if rows == 64 else 3)
+    assert spent["sandwich"] == pytest.approx(50 * batch * (40 + 3 * (20 + 12 + 4 + 2)))
+    assert spent["student"] == pytest.approx(spent["sandwich"] + 300 * batch * (3 * 2 + 12))
+    assert abs(spent["direct_flops"] - spent["student"]) <= batch * (3 * 2 + 40) / 2
+    assert here.spent(training, 0.5)["student"] > spent["student"]
+
+
 def test_the_sandwich_costs_the_teacher_once_and_each_sub_network_thrice() -> None:
     candidates = [8.0, 5.0, 3.0, 1.0]
-    assert budget.sandwich_flops(20.0, candidates, sampled=None) == 20 + 3 * (8 + 5 + 3 + 1)
+    assert costs.sandwich_flops(20.0, candidates, sampled=None) == 20 + 3 * (8 + 5 + 3 + 1)
     # One drawn of the two between: 4 on the average, beside the largest and the smallest.
-    assert budget.sandwich_flops(20.0, candidates, sampled=1) == 20 + 3 * (8 + 4 + 1)
-    assert budget.sandwich_flops(20.0, candidates, sampled=2) == budget.sandwich_flops(20.0, candidates, sampled=None)
+    assert costs.sandwich_flops(20.0, candidates, sampled=1) == 20 + 3 * (8 + 4 + 1)
+    assert costs.sandwich_flops(20.0, candidates, sampled=2) == costs.sandwich_flops(20.0, candidates, sampled=None)
 
 
 @pytest.mark.parametrize(("rows", "batch", "rate", "steps"), [(3668, 16, 3e-5, 10 * 230), (14041, 32, 2e-5, 10 * 439)])

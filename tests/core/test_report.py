@@ -56,7 +56,7 @@ def example(**changes: Any) -> Facts:
         "teacher_on_selection": 0.880, "selection_seen": "no",
         "data": {
             "rows": {"train": 8000, "calibration": 1000, "selection": 1000, "evaluation": 872}, "groups": 9000,
-            "largest_group": 12, "overlap": {"selection": 3, "evaluation": 0}, "dropped": 0, "how": "groups",
+            "largest_group": 12, "overlap": {"selection": 3, "evaluation": 0}, "how": "groups",
             "notes": ["10,000 training rows drawn once"],
         },
         "stages": [
