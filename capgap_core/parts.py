@@ -130,7 +130,7 @@ def overlap(parts: Cut, protocol: Protocol) -> dict[str, int]:
     apart = () if protocol == "paper" else ("calibration", "selection")  # one and the same part in the paper's way
     before = {"selection": apart[:1], "evaluation": apart}
     return {
-        name: splits.overlapping(parts[name][0].texts, _together(parts, "train", *others))
+        name: len(splits.overlapping(parts[name][0].texts, _together(parts, "train", *others)))
         for name, others in before.items()
     }
 

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from capgap_core import splits
 from capgap_core.corpus import Corpus, Part
 from capgap_core.errors import InputFaults, fault
 
@@ -45,6 +46,8 @@ _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 Units = dict[str, list[str]]
 """The paragraphs of each unit: what must stay on one side, named by its file and definition."""
+Row = tuple[str, int]
+"""A paragraph and its label."""
 
 
 def read_pydocs(library: Path | None = None) -> Corpus:
@@ -54,7 +57,7 @@ def read_pydocs(library: Path | None = None) -> Corpus:
     """
     root = library if library is not None else Path(sysconfig.get_path("stdlib"))
     packages = _without_shared({package: _units(root, package) for package in PACKAGES})
-    rows: dict[str, list[tuple[str, int]]] = {"train": [], "eval": [], "selection": []}
+    rows: dict[str, list[Row]] = {"train": [], "eval": [], "selection": []}
     sources: dict[str, list[str]] = {"train": [], "eval": [], "selection": []}
     for label, package in enumerate(PACKAGES):
         units = packages[package]
@@ -64,6 +67,8 @@ def read_pydocs(library: Path | None = None) -> Corpus:
             part = "eval" if unit in evaluated else "selection" if unit in selecting else "train"
             rows[part] += [(paragraph, label) for paragraph in paragraphs]
             sources[part].append(unit)
+    rows["selection"] = _apart(rows["selection"], rows["train"])
+    rows["eval"] = _apart(rows["eval"], [*rows["train"], *rows["selection"]])
     parts = {
         part: Part(([text for text, _ in found],), [label for _, label in found], tuple(sources[part]))
         for part, found in rows.items()
@@ -183,6 +188,12 @@ def _held_out(units: Units) -> set[str]:
             taken.add(unit)
             filled += len(units[unit])
     return taken
+
+
+def _apart(rows: list[Row], others: list[Row]) -> list[Row]:
+    """Return the rows that overlap none of the others: one definition may quote another."""
+    overlaps = set(splits.overlapping([[text for text, _ in rows]], [[text for text, _ in others]]))
+    return [row for number, row in enumerate(rows) if number not in overlaps]
 
 
 def _key(paragraph: str) -> str:

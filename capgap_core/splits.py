@@ -96,15 +96,15 @@ def cut(texts: Sequence[Sequence[str]], *, rows: int, seed: int, labels: Sequenc
     return Cut(train, sorted(part), sorted(dropped), len(groups), largest, how)
 
 
-def overlapping(texts_a: Sequence[Sequence[str]], texts_b: Sequence[Sequence[str]]) -> int:
-    """Return how many rows of ``a`` equal, contain, are contained in or share a text with a row of ``b``.
+def overlapping(texts_a: Sequence[Sequence[str]], texts_b: Sequence[Sequence[str]]) -> list[int]:
+    """Return the rows of ``a`` that equal, contain, are contained in or share a text with a row of ``b``.
 
     Both are one list of texts or the two parallel lists of a pair, as in :func:`cut`.
     """
     count = len(texts_a[0])
     joined = [[*a, *b] for a, b in zip(texts_a, texts_b, strict=True)]
     overlaps = _Overlaps(joined)
-    return sum(any(other >= count for other in overlaps.of_row(row)) for row in range(count))
+    return [row for row in range(count) if any(other >= count for other in overlaps.of_row(row))]
 
 
 class _Kept:
