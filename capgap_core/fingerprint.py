@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from capgap_core.syntax import tree_of
+
 PACKAGE = "capgap_core"
 ROOT = Path(__file__).resolve().parent
 
@@ -83,14 +85,14 @@ def imports_of(name: str) -> list[str]:
 
 @cache
 def _fingerprint_of(source: str) -> str:
-    tree = _Silence().visit(ast.parse(source))
+    tree = _Silence().visit(tree_of(source))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
 @cache
 def _imports_of(source: str) -> tuple[str, ...]:
     found: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree_of(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
             base = node.module.removeprefix(PACKAGE).lstrip(".")
             for alias in node.names:

@@ -23,6 +23,7 @@ from pathlib import Path
 from capgap_core import splits
 from capgap_core.corpus import Corpus, Part
 from capgap_core.errors import InputFaults, fault
+from capgap_core.syntax import tree_of
 
 PACKAGES = (
     "asyncio", "decimal", "difflib", "doctest", "email", "http", "importlib", "inspect", "ipaddress", "logging",
@@ -86,7 +87,7 @@ def _units(root: Path, package: str) -> Units:
     units: Units = defaultdict(list)
     for path in _files(root, package):
         name = path.relative_to(root).as_posix()
-        for definition, paragraph in _docstrings(ast.parse(path.read_bytes())):
+        for definition, paragraph in _docstrings(tree_of(path.read_bytes())):
             units[f"{name}:{definition}"] += _english(paragraph, package)
     return units
 

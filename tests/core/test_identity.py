@@ -1,5 +1,6 @@
 """Identity and fingerprint: what is alike has one name in every process, what is not has another."""
 
+import ast
 import subprocess
 import sys
 from enum import Enum
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from capgap_core import fingerprint, identity
+from capgap_core import fingerprint, identity, syntax
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -171,3 +172,19 @@ def test_the_closure_is_what_python_really_imports() -> None:
     modules = {m.removeprefix("capgap_core.") for m in loaded} - {"families", "stages"} - fingerprint.NEUTRAL
     _, held = fingerprint.code_of("distil", ["families.bert"])
     assert modules == set(held)
+
+
+def test_a_tree_that_another_thread_spoilt_is_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = ["AST constructor recursion depth mismatch (before=66, after=74)"]
+
+    def parse(source: str) -> ast.Module:
+        if told:
+            raise SystemError(told.pop())
+        return real(source)
+
+    real = ast.parse
+    monkeypatch.setattr(ast, "parse", parse)
+    assert ast.dump(syntax.tree_of("a = 1")) == ast.dump(real("a = 1"))
+    told += ["something else"]
+    with pytest.raises(SystemError, match="something else"):
+        syntax.tree_of("a = 1")
