@@ -10,6 +10,7 @@ from capgap_core import columns, sources, unreadable
 from capgap_core.columns import Resolved, Table
 from capgap_core.corpus import Corpus, Part
 from capgap_core.errors import Fault, Problems, fault
+from capgap_core.pydocs import read_pydocs
 from capgap_core.recipes import DataRecipe, Task
 from capgap_core.sources import NAMES
 
@@ -51,8 +52,6 @@ def read_corpus(dataset: str, *, task: Task, data: DataRecipe, split: str, cache
 
 def _embedded(task: Task, data: DataRecipe, split: str) -> Corpus:
     """Return pydocs, which has its own parts and columns."""
-    from capgap_core.pydocs import read_pydocs  # noqa: PLC0415 (it needs the classes of this module)
-
     problems = Problems()
     given = (
         ("task", task, ("auto", "classification")),
