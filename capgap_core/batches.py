@@ -105,9 +105,9 @@ def epoch_order(lengths: np.ndarray, *, batch_size: int, seed: int, epoch: int) 
     return [batches[i] for i in draw.permutation(len(batches))]
 
 
-def endless(lengths: np.ndarray, *, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield batches epoch after epoch."""
-    epoch = 0
+def endless(lengths: np.ndarray, *, batch_size: int, seed: int, skip: int = 0) -> Iterator[np.ndarray]:
+    """Yield batches epoch after epoch, from the one that comes after ``skip`` of them."""
+    epoch, begin = divmod(skip, -(-len(lengths) // batch_size))
     while True:
-        yield from epoch_order(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
-        epoch += 1
+        yield from epoch_order(lengths, batch_size=batch_size, seed=seed, epoch=epoch)[begin:]
+        epoch, begin = epoch + 1, 0

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from safetensors import safe_open
 
-from capgap_core.checkpoints import FILES, TOKENIZERS, WEIGHTS, content_of, tokenizer_of
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
+from capgap_core.given_files import FILES, TOKENIZERS, WEIGHTS, content_of, tokenizer_of
 
 FAMILIES = {"bert": "bert"}
 """``model_type`` of a config → the adapter in ``capgap_core/families``."""

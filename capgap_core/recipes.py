@@ -192,6 +192,9 @@ class Execution(BaseModel):
     reuse: Literal["same-code", "any-code"] = Field(
         default="same-code", description="any-code: also take finished stages made by other code; the report says so."
     )
+    checkpoint_seconds: float = Field(
+        default=60.0, gt=0, le=86400, description="Seconds after which training is kept, to go on from there."
+    )
     verify: Literal["checksum", "sizes"] = Field(
         default="checksum", description="What is checked of a finished stage before it is used."
     )

@@ -1,6 +1,7 @@
 """The loss of fine-tuning, and the table of the steps that a stage takes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,13 @@ class Log:
         note = f"loss {mean:.4f}, {step.tokens_per_second:,.0f} tokens/s"
         self._progress.update(step.step, self._total, note)
 
-    def close(self) -> tuple[int, int]:
-        """Write the table; return the steps taken and the tokens seen."""
+    def follow(self, steps: Generator[Step, None, None]) -> tuple[int, int]:
+        """Take all steps and write the table; return how many they are and the tokens seen.
+
+        Where that is cut short the iterator is closed at once, which keeps the state of the training.
+        """
+        with closing(steps):
+            for step in steps:
+                self.add(step)
         tables.write(self._path, "steps", self._rows)
         return (self._last.step, self._last.tokens) if self._last else (0, 0)

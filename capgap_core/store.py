@@ -106,7 +106,7 @@ class Store:
         rename is the commit, so that no reader ever sees half of a result.
         """
         out = self.work(address) / "out"
-        write_atomically(out / RECORD, _sealed(record))
+        write_atomically(out / RECORD, sealed(record.model_dump(mode="json")))
         for folder in [*(p for p in out.rglob("*") if p.is_dir()), out]:
             fsync_folder(folder)
         target = self.folder(address)
@@ -193,9 +193,8 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sealed(record: Record) -> str:
-    """Return the record as JSON that ends with the checksum of the rest, so that a flipped byte in it is found."""
-    held = record.model_dump(mode="json")
+def sealed(held: dict[str, Any]) -> str:
+    """Return facts as JSON that holds the checksum of the rest, so that a flipped byte in it is found."""
     return _render({**held, "seal": sha256_text(_render(held))})
 
 
@@ -203,8 +202,14 @@ def _render(held: dict[str, Any]) -> str:
     return json.dumps(held, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _read_record(folder: Path) -> Record:
-    path = folder / RECORD
+def unsealed(path: Path) -> dict[str, Any]:
+    """Return the facts of a sealed file.
+
+    Raises
+    ------
+    Damaged
+        Where it cannot be read, or is not what was written.
+    """
     try:
         text = path.read_text(encoding="utf8")
         held = json.loads(text)
@@ -213,7 +218,22 @@ def _read_record(folder: Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__})") from error
     if whole != text or seal != sha256_text(_render(held)):
-        raise Damaged(f"{path}: the record is not what was written")
+        raise Damaged(f"{path}: the content is not what was written")
+    return held
+
+
+def check_file(folder: Path, file: StoredFile) -> None:
+    """Raise ``Damaged`` where a file is missing, resized or changed."""
+    path, size, *_ = _stat(folder, file.path)
+    if size != file.bytes:
+        raise Damaged(f"{folder / path}: {size} bytes where the record says {file.bytes}")
+    if sha256_file(folder / path) != file.sha256:
+        raise Damaged(f"{folder / path}: the content is not what the record says")
+
+
+def _read_record(folder: Path) -> Record:
+    path = folder / RECORD
+    held = unsealed(path)
     if held.get("schema_") != RECORD_SCHEMA:
         raise StoreError(f"{path}: written by another version ({held.get('schema_')}); this one reads {RECORD_SCHEMA}")
     return Record.model_validate(held)

@@ -1,16 +1,17 @@
 """One optimizer step and the loop around it: the only training loop of the project."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from capgap_core import batches
+from capgap_core import batches, signals
 from capgap_core.batches import Batch, Examples
 from capgap_core.errors import NonFinite
 from capgap_core.machine import Precision
@@ -59,14 +60,55 @@ class Step:
     tokens_per_second: float
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """Keeps the state of training, so that it goes on where it was cut off; see ``capgap_core.checkpoints``."""
+
+    last: int
+    """The step of the newest kept state; 0 where there is none."""
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Step]:
+        """Put the newest kept state in place; return the steps it comes after."""
+        ...
+
+    def due(self) -> bool:
+        """Return whether the state is to be kept again."""
+        ...
+
+    def save(self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the state after the last of the steps."""
+        ...
+
+
+class Forgetful:
+    """Keeps nothing."""
+
+    last = 0
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Step]:
+        """Return no steps."""
+        return []
+
+    def due(self) -> bool:
+        """Return no."""
+        return False
+
+    def save(self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Do nothing."""
+
+
 LossOf = Callable[[Batch, int], Iterable[list[Term]]]
 """Of a batch and the number of its step, yields the terms in groups; each is differentiated before the next."""
 
 
 def train(
-    model: nn.Module, examples: Examples, training: Training, loss_of: LossOf, *, device: torch.device, stage: str
-) -> Iterator[Step]:
-    """Train ``model`` in place and yield a record of every optimizer step.
+    model: nn.Module, examples: Examples, training: Training, loss_of: LossOf, *, device: torch.device, stage: str,
+    keeper: Keeper | None = None,
+) -> Generator[Step, None, None]:  # fmt: skip
+    """Train ``model`` in place and yield a record of every optimizer step, those before a checkpoint among them.
+
+    A signal that asks to end waits for the end of the step and of a checkpoint. Whoever stops to take steps has to
+    close the iterator, which keeps the state, too.
 
     Every term is divided once, by the examples or real tokens of the whole optimizer step, so that micro-batches
     change nothing but memory. AdamW without decay for biases and LayerNorm; the learning rate rises linearly for
@@ -77,32 +119,38 @@ def train(
     NonFinite
         Before the optimizer step, where a loss or the norm of the gradient is NaN or infinite.
     """
+    keeper = keeper if keeper is not None else Forgetful()
     optimizer = torch.optim.AdamW(_groups(model, training.weight_decay), lr=training.learning_rate, fused=True)
-    order = batches.endless(examples.lengths, batch_size=training.batch_size, seed=training.seed)
+    steps = keeper.restore(model, optimizer)
+    yield from steps
+    order = batches.endless(examples.lengths, batch_size=training.batch_size, seed=training.seed, skip=len(steps))
     parameters = [p for p in model.parameters() if p.requires_grad]
     lookups = Lookups(model)
-    seen, clock = 0, time.monotonic()
-    for step in range(1, training.steps + 1):
-        index = next(order)
-        tokens = int(examples.lengths[index].sum())
-        counts = {"examples": len(index), "tokens": tokens}
-        terms: dict[tuple[float | None, str], float] = {}
-        for start in range(0, len(index), training.micro_batch):
-            batch = examples.batch(index[start : start + training.micro_batch]).to(device)
+    before = seen = steps[-1].tokens if steps else 0
+    clock = time.monotonic()
+    for step in range(len(steps) + 1, training.steps + 1):
+        with signals.deferred() as asked:
+            index = next(order)
             with lookups.sparse():
-                for group in loss_of(batch, step):
-                    _backward(group, counts, terms)
-        lookups.settle()
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.clip))
-        _refuse_non_finite(stage, step, terms, norm)
-        lr = training.learning_rate * _rate(step, training)
-        for options in optimizer.param_groups:
-            options["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seen += tokens
-        rate = seen / max(time.monotonic() - clock, 1e-9)
-        yield Step(step=step, tokens=seen, terms=terms, lr=lr, grad_norm=norm, tokens_per_second=rate)
+                terms = _differentiate(examples, index, training, loss_of, step, device)
+            lookups.settle()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.clip))
+            _refuse_non_finite(stage, step, terms, norm, keeper.last)
+            lr = training.learning_rate * _rate(step, training)
+            for options in optimizer.param_groups:
+                options["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seen += int(examples.lengths[index].sum())
+            rate = (seen - before) / max(time.monotonic() - clock, 1e-9)
+            steps.append(Step(step=step, tokens=seen, terms=terms, lr=lr, grad_norm=norm, tokens_per_second=rate))
+            if asked.number is not None or keeper.due():
+                keeper.save(steps, model, optimizer)
+        try:
+            yield steps[-1]
+        except GeneratorExit:
+            keeper.save(steps, model, optimizer)
+            raise
 
 
 class Lookups:
@@ -148,6 +196,19 @@ class Lookups:
             table.weight.grad = buffer
 
 
+def _differentiate(
+    examples: Examples, index: np.ndarray, training: Training, loss_of: LossOf, step: int, device: torch.device
+) -> dict[tuple[float | None, str], float]:
+    """Add the gradients of one step, micro-batch by micro-batch; return (scale, name) → mean of its terms."""
+    counts = {"examples": len(index), "tokens": int(examples.lengths[index].sum())}
+    terms: dict[tuple[float | None, str], float] = {}
+    for start in range(0, len(index), training.micro_batch):
+        batch = examples.batch(index[start : start + training.micro_batch]).to(device)
+        for group in loss_of(batch, step):
+            _backward(group, counts, terms)
+    return terms
+
+
 def _backward(group: list[Term], counts: dict[str, int], terms: dict[tuple[float | None, str], float]) -> None:
     means = [term.total / counts[term.per] for term in group]
     torch.stack([term.weight * mean for term, mean in zip(group, means, strict=True)]).sum().backward()
@@ -173,14 +234,17 @@ def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     ]
 
 
-def _refuse_non_finite(stage: str, step: int, terms: dict[tuple[float | None, str], float], norm: float) -> None:
+def _refuse_non_finite(
+    stage: str, step: int, terms: dict[tuple[float | None, str], float], norm: float, last: int
+) -> None:
     bad = [f"{name} (scale {scale})" for (scale, name), value in terms.items() if not _finite(value)]
     if not _finite(norm):
         bad.append("the gradient's norm")
     if bad:
+        kept = f"the last checkpoint is of step {last}" if last else "there is no checkpoint yet"
         raise NonFinite(
             stage,
-            f"step {step}: {', '.join(bad)} is not finite; the step was not taken",
+            f"step {step}: {', '.join(bad)} is not finite; the step was not taken, and {kept}",
             "Lower the learning rate, or train with dtype=float32.",
         )
 

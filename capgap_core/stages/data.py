@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import metrics, tables, tokens
-from capgap_core.checkpoints import tokenizer_of
 from capgap_core.errors import StageFailed
+from capgap_core.given_files import tokenizer_of
 from capgap_core.parts import Cut, Cutting, cut_parts, overlap
 from capgap_core.progress import Progress
 from capgap_core.reading import read_corpus

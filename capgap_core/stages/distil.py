@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from capgap_core import models, plan, scoring, steps, tables
+from capgap_core import checkpoints, models, plan, scoring, steps, tables
 from capgap_core.distillation import distillation
 from capgap_core.machine import ready
 from capgap_core.progress import Progress
@@ -43,11 +43,11 @@ def run(
             temperature=recipe.temperature, device=device, progress=progress,
         )  # fmt: skip
         loss_of = loss.loss_of(student)
+        keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         student.train()
-        for step in train(student, examples, training, loss_of, device=device, stage="distil"):
-            log.add(step)
-        done, tokens = log.close()
+        taken = train(student, examples, training, loss_of, device=device, stage="distil", keeper=keeper)
+        done, tokens = log.follow(taken)
         models.save(models.moved(student.eval(), "cpu"), models.model_folder(start), out_dir / "model")
     kept = {start.scale: models.kept_of(start.reference, start.scale)}
     tables.write(out_dir / "plan.parquet", "plan", plan.rows_of(kept, shape))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from capgap_core import models, scoring, slimming, steps, tables
+from capgap_core import checkpoints, models, scoring, slimming, steps, tables
 from capgap_core.distillation import distillation
 from capgap_core.machine import ready
 from capgap_core.progress import Progress
@@ -49,11 +49,11 @@ def run(
             temperature=recipe.temperature, device=device, progress=progress,
         )  # fmt: skip
         loss_of = loss.sandwich_of(model, prefixes, _drawn(recipe))
+        keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         model.train()
-        for step in train(model, examples, training, loss_of, device=device, stage="sandwich"):
-            log.add(step)
-        done, tokens = log.close()
+        taken = train(model, examples, training, loss_of, device=device, stage="sandwich", keeper=keeper)
+        done, tokens = log.follow(taken)
         models.save(models.moved(model.eval(), "cpu"), models.model_folder(start), out_dir / "model")
     kept = [row for row in tables.read(start.table("plan")) if row["scale"] in recipe.scales]
     tables.write(out_dir / "plan.parquet", "plan", kept)

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
-from capgap_core import models, scoring, steps
-from capgap_core.checkpoints import content_of
+from capgap_core import checkpoints, models, scoring, steps
 from capgap_core.errors import StageFailed
+from capgap_core.given_files import content_of
 from capgap_core.machine import autocast, ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
@@ -58,11 +58,11 @@ def run(
         if training is not None:
             examples = scoring.examples(data, "train")
             loss_of = steps.task_loss(model, data, lambda: autocast(device, training.dtype))
+            keeper = checkpoints.beside(out_dir, execution, progress)
             log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
             model.train()
-            for step in train(model, examples, training, loss_of, device=device, stage="teacher"):
-                log.add(step)
-            done, tokens = log.close()
+            taken = train(model, examples, training, loss_of, device=device, stage="teacher", keeper=keeper)
+            done, tokens = log.follow(taken)
         model = models.moved(model.eval(), "cpu")
         models.set_labels(model, data.summary["labels"])
         models.save(model, data.folder / "model", out_dir / "model")
