@@ -21,6 +21,7 @@ from capgap_core.progress import Progress
 from capgap_core.provenance import peak_memory_bytes, provenance
 from capgap_core.recipes import Execution
 from capgap_core.records import WORDS, Input, Made, ModelInput, Record, Reference, StoredFile
+from capgap_core.shortages import explained
 from capgap_core.store import Address, Store
 
 
@@ -41,7 +42,24 @@ def build(
         Where it runs; ``execution.root`` must be set.
     progress
         Told how far it is.
+
+    Raises
+    ------
+    StageFailed
+        Where it cannot finish, with what to do; ``OutOfMemory`` where memory lacks.
     """
+    try:
+        return _found_or_made(stage, recipe, inputs, execution, progress)
+    except (OSError, MemoryError, RuntimeError) as error:
+        told = explained(stage, error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _found_or_made(
+    stage: str, recipe: BaseModel, inputs: Mapping[str, Input], execution: Execution, progress: Progress
+) -> Reference:
     address, modules = address_of(stage, recipe, inputs)
     store = store_of(execution)
     found, _ = reusable(store, address, execution)
@@ -140,7 +158,8 @@ def _make(
         tokens=made.tokens,
         peak_memory_bytes=peak_memory_bytes(),
         attempts=attempt,
-        resumptions=0,
+        resumptions=len(made.resumed),
+        resumed_from_steps=made.resumed,
         summary=made.summary,
         files=files,
     )

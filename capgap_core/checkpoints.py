@@ -40,7 +40,8 @@ class Checkpoints:
         self._clock = time.monotonic()
         self.last = 0
         """The step of the newest checkpoint; 0 where there is none."""
-        self.resumed_from = 0
+        self.resumed: tuple[int, ...] = ()
+        """After which steps training went on, one for each time that it was cut off and did."""
 
     def due(self) -> bool:
         """Return whether the newest checkpoint is older than was asked for."""
@@ -61,6 +62,7 @@ class Checkpoints:
         save_file(held, temporary / "steps.safetensors")
         files = [f.model_dump() for f in store.list_files(temporary)]
         state = {"schema": SCHEMA, "step": steps[-1].step, "terms": named, "machine": self._machine, "files": files}
+        state["resumed"] = list(self.resumed)
         store.write_atomically(temporary / STATE, store.sealed(state))
         target = self._folder / f"step-{steps[-1].step:09d}"
         shutil.rmtree(target, ignore_errors=True)
@@ -82,7 +84,8 @@ class Checkpoints:
                 continue
             self._compare(state["machine"])
             _put_back(folder, model, optimizer)
-            self.last = self.resumed_from = int(state["step"])
+            self.last = int(state["step"])
+            self.resumed = (*state["resumed"], self.last)
             self._progress.message(f"goes on after step {self.last}")
             return _unpacked(load_file(folder / "steps.safetensors"), state["terms"])
         return []

@@ -3,7 +3,8 @@
 CapgapError
 ├── InputFaults      a recipe, a data set, a teacher or a place is wrong: every fault at once
 ├── StageFailed      a stage could not finish: which, and what to do
-│   └── NonFinite    a loss or a gradient norm was NaN or infinite before an optimizer step
+│   ├── NonFinite    a loss or a gradient norm was NaN or infinite before an optimizer step
+│   └── OutOfMemory  the memory of the device or the machine did not do
 └── StoreError       the store cannot be used, or holds something that this version cannot read
     └── Damaged      a stored file is missing or does not hold what its record says
 """
@@ -62,6 +63,10 @@ class StageFailed(CapgapError):
 
 class NonFinite(StageFailed):
     """A loss or gradient norm was not finite; the optimizer step was not taken."""
+
+
+class OutOfMemory(StageFailed):
+    """The memory of the device or the machine did not do."""
 
 
 class StoreError(CapgapError):

@@ -83,6 +83,9 @@ class Record(BaseModel):
     peak_memory_bytes: int
     attempts: int
     resumptions: int
+    """How often its training went on from a checkpoint."""
+    resumed_from_steps: tuple[int, ...] = ()
+    """The step of each of these checkpoints."""
     summary: dict[str, Any]
     files: tuple[StoredFile, ...]
 
@@ -122,3 +125,5 @@ class Made:
     summary: dict[str, Any] = field(default_factory=dict)
     steps_trained: int = 0
     tokens: int = 0
+    resumed: tuple[int, ...] = ()
+    """After which steps training went on from a checkpoint."""

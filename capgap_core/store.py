@@ -112,8 +112,10 @@ class Store:
         target = self.folder(address)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(out, target)
-        fsync_folder(target.parent)
-        shutil.rmtree(self.work(address), ignore_errors=True)
+        try:
+            fsync_folder(target.parent)
+        finally:  # the result is there, whatever becomes of the rest
+            shutil.rmtree(self.work(address), ignore_errors=True)
         return target
 
 

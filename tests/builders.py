@@ -9,8 +9,12 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from capgap_core import tables
+from capgap_core import build as building, tables
 from capgap_core.batches import Examples
+from capgap_core.progress import Silent
+from capgap_core.recipes import Execution
+from capgap_core.records import Reference
+from capgap_core.stages import tradeoff
 from capgap_core.training import Training
 
 WORDS = {
@@ -75,6 +79,33 @@ def examples(folder: Path, rows: int = 24, *, seed: int = 0, labels: int = 3, re
     }  # fmt: skip
     tables.write_columns(path, "examples", columns)
     return Examples(path, pad=0, regression=regression)
+
+
+TRADEOFF = tradeoff.Recipe(
+    lam=0.2, metric_scale="raw", metric="accuracy", target=0.1, achieved={"0.1": 0.1, "0.3": 0.3, "0.5": 0.5},
+    chance=0.5,
+)  # fmt: skip
+
+
+def scored(folder: Path) -> Reference:
+    """Return a finished stage that the tradeoff can read."""
+    given = folder / "given"
+    given.mkdir()
+    scores = ((0.1, 0.8), (0.3, 0.85), (0.5, 0.86), (1.0, 0.9))
+    rows = [
+        {"scale": s, "split": "selection", "metric": "accuracy", "value": v, "stderr": 0.01, "n": 100}
+        for s, v in scores
+    ]
+    tables.write(given / "metrics.parquet", "metrics", rows)
+    return Reference(stage="candidates", identity="a" * 64, code="b" * 16, digest="c" * 64, path=str(given))
+
+
+def make_tradeoff(
+    root: Path, candidates: Reference, recipe: tradeoff.Recipe = TRADEOFF, **execution: object
+) -> Reference:
+    """Build a tradeoff, the stage that needs no torch, in the store ``art``."""
+    where = Execution.model_validate({"root": str(root / "art"), **execution})
+    return building.build("tradeoff", recipe, {"candidates": candidates}, execution=where, progress=Silent())
 
 
 def kept(heads: list[int], neurons: list[int]) -> dict[str, list[int]]:

@@ -51,4 +51,4 @@ def run(
         models.save(models.moved(student.eval(), "cpu"), models.model_folder(start), out_dir / "model")
     kept = {start.scale: models.kept_of(start.reference, start.scale)}
     tables.write(out_dir / "plan.parquet", "plan", plan.rows_of(kept, shape))
-    return Made(summary={"scale": start.scale}, steps_trained=done, tokens=tokens)
+    return Made(summary={"scale": start.scale}, steps_trained=done, tokens=tokens, resumed=keeper.resumed)

@@ -53,7 +53,7 @@ def run(
     adapter = models.family(recipe.family)
     with ready(execution, seed=recipe.seed) as device:
         model = models.moved(_start(recipe, data), device)
-        done, tokens = 0, 0
+        done, tokens, resumed = 0, 0, ()
         training = recipe.training
         if training is not None:
             examples = scoring.examples(data, "train")
@@ -63,6 +63,7 @@ def run(
             model.train()
             taken = train(model, examples, training, loss_of, device=device, stage="teacher", keeper=keeper)
             done, tokens = log.follow(taken)
+            resumed = keeper.resumed
         model = models.moved(model.eval(), "cpu")
         models.set_labels(model, data.summary["labels"])
         models.save(model, data.folder / "model", out_dir / "model")
@@ -71,7 +72,7 @@ def run(
     seen = "no" if recipe.mode != "accept" else "unknown"
     shape = adapter.shape_of(model.config)
     summary = {"mode": recipe.mode, "selection_seen": seen, "layers": shape.layers, "hidden": shape.hidden}
-    return Made(summary=summary, steps_trained=done, tokens=tokens)
+    return Made(summary=summary, steps_trained=done, tokens=tokens, resumed=resumed)
 
 
 def _start(recipe: Recipe, data: Reference) -> PreTrainedModel:

@@ -92,7 +92,7 @@ def test_the_bits_are_those_of_a_training_that_was_not_cut_off(tmp_path, cut: in
     torch.manual_seed(99)  # what a new process would draw is something else
     keeper, heard = checkpoints(tmp_path / "cut")
     same(whole, trained(tmp_path / "cut", part, ways=ways, keeper=keeper))
-    assert keeper.resumed_from == cut
+    assert keeper.resumed == (cut,)
     assert heard.lines == [f"goes on after step {cut}"]
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, file: str, harm: str) -> 
     damage(tmp_path / "checkpoints" / "step-000000006" / file, harm)
     keeper, heard = checkpoints(tmp_path)
     same(whole, trained(tmp_path, part, keeper=keeper))
-    assert keeper.resumed_from == 5
+    assert keeper.resumed == (5,)
     assert "damaged" in heard.lines[0]
 
 
@@ -123,7 +123,7 @@ def test_where_none_is_whole_training_begins_again(tmp_path) -> None:
         damage(folder / "model.safetensors", "flip")
     keeper, _ = checkpoints(tmp_path)
     same(whole, trained(tmp_path, part, keeper=keeper))
-    assert keeper.resumed_from == 0
+    assert keeper.resumed == ()
 
 
 def damage(path: Path, harm: str) -> None:
@@ -149,7 +149,7 @@ def test_half_a_checkpoint_is_never_found(tmp_path, monkeypatch) -> None:
             trained(tmp_path, part, until=6)
     keeper, _ = checkpoints(tmp_path)
     same(whole, trained(tmp_path, part, keeper=keeper))
-    assert keeper.resumed_from == 4
+    assert keeper.resumed == (4,)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-000000008", "step-000000009"}
 
 
@@ -183,7 +183,7 @@ def test_a_signal_waits_for_the_step_and_a_checkpoint(tmp_path, number: signal.S
     assert keeper.last == 4
     keeper, _ = checkpoints(tmp_path)
     same(whole, trained(tmp_path, part, keeper=keeper))
-    assert keeper.resumed_from == 4
+    assert keeper.resumed == (4,)
 
 
 def test_whoever_stops_to_take_steps_keeps_the_state(tmp_path) -> None:

@@ -3,43 +3,22 @@
 import os
 from pathlib import Path
 
+import builders
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from capgap_core import build as building, store as stores, tables
+from capgap_core import build as building, store as stores
 from capgap_core.errors import Damaged, StoreError
-from capgap_core.progress import Silent
-from capgap_core.recipes import Execution
 from capgap_core.records import Reference
-from capgap_core.stages import tradeoff
 from capgap_core.store import Address, Store
 
-ROWS = [
-    {"scale": s, "split": "selection", "metric": "accuracy", "value": v, "stderr": 0.01, "n": 100}
-    for s, v in ((0.1, 0.8), (0.3, 0.85), (0.5, 0.86), (1.0, 0.9))
-]
-RECIPE = tradeoff.Recipe(
-    lam=0.2,
-    metric_scale="raw",
-    metric="accuracy",
-    target=0.1,
-    achieved={"0.1": 0.1, "0.3": 0.3, "0.5": 0.5},
-    chance=0.5,
-)
+make, RECIPE = builders.make_tradeoff, builders.TRADEOFF
 
 
 @pytest.fixture
 def candidates(tmp_path: Path) -> Reference:
     """A finished stage that the tradeoff can read."""
-    folder = tmp_path / "given"
-    folder.mkdir()
-    tables.write(folder / "metrics.parquet", "metrics", ROWS)
-    return Reference(stage="candidates", identity="a" * 64, code="b" * 16, digest="c" * 64, path=str(folder))
-
-
-def make(root: Path, candidates: Reference, recipe: tradeoff.Recipe = RECIPE, **execution: object) -> Reference:
-    where = Execution.model_validate({"root": str(root / "art"), **execution})
-    return building.build("tradeoff", recipe, {"candidates": candidates}, execution=where, progress=Silent())
+    return builders.scored(tmp_path)
 
 
 def test_a_second_build_reuses_the_first(tmp_path: Path, candidates: Reference) -> None:
