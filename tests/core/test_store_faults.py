@@ -83,4 +83,5 @@ def test_each_call_fails_once(tmp_path: Path, code: int) -> None:
         assert again.digest == whole.digest
         assert builders.make_tradeoff(root, candidates).reused
         address = Address(stage="tradeoff", identity=whole.identity, code=whole.code)
-        assert not stores.Store(root / "art").work(address).exists()
+        if faulty.names[failing - 1] != "open":  # the last folders are opened to be removed, which may fail
+            assert not stores.Store(root / "art").work(address).exists()
