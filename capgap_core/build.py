@@ -16,6 +16,7 @@ from capgap_core import fingerprint, store as stores
 from capgap_core.errors import Damaged, StageFailed, StoreError
 from capgap_core.fingerprint import code_of
 from capgap_core.identity import canonical, digest_of_files, identity_of, sha256_text
+from capgap_core.in_use import use
 from capgap_core.locks import held
 from capgap_core.progress import Progress
 from capgap_core.provenance import peak_memory_bytes, provenance
@@ -62,6 +63,7 @@ def _found_or_made(
 ) -> Reference:
     address, modules = address_of(stage, recipe, inputs)
     store = store_of(execution)
+    use(store.root, "-".join(address.parts))
     found, _ = reusable(store, address, execution)
     if found is not None:
         return found

@@ -19,7 +19,7 @@ _SOURCES = {
 """The package as it was when this process began: what runs is what was imported, not what lies on disk now."""
 _loaded: set[str] = set()
 
-NEUTRAL = frozenset({"errors", "locks", "progress", "provenance", "records", "shortages", "signals", "store"})
+NEUTRAL = frozenset({"errors", "in_use", "locks", "progress", "provenance", "records", "shortages", "signals", "store"})
 """Modules that cannot move a number; a test holds that none imports torch or numpy."""
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from capgap_core import budget, flops, machine, models
 from capgap_core.costs import Costs
+from capgap_core.errors import OutOfMemory
 from capgap_core.machine import device_of, precision
 from capgap_core.preflight import Checked
 from capgap_core.recipes import Execution, Minidisc, TrainRecipe
@@ -57,9 +58,17 @@ class Method:
         self._training: dict[str, Training] = {}
 
     def _stage(self, stage: str, role: str, recipe: BaseModel, **inputs: Input) -> Reference:
-        made = self._call(stage, recipe, inputs, role=role, execution=self.p.run)
-        self.made.append((role, made))
-        return made
+        while True:
+            try:
+                made = self._call(stage, recipe, inputs, role=role, execution=self.p.run)
+            except OutOfMemory:
+                smaller = _halved(recipe) if self.p.run.auto_batch else None
+                if smaller is None:
+                    raise
+            else:
+                self.made.append((role, made))
+                return made
+            recipe = smaller  # out of the handler, which would keep what filled the memory
 
     def _train(self, asked: TrainRecipe, arm: budget.Arm, hidden: int) -> Training:
         dtype = precision(asked.dtype, self._device, hidden=hidden)
@@ -225,6 +234,15 @@ class Method:
         if latency is not None:
             stages["latency"] = latency
         return self._stage("report", "", recipe, **stages)
+
+
+def _halved(recipe: BaseModel) -> BaseModel | None:
+    """Return the recipe with half the micro-batch, which is another identity; nothing where that cannot be halved."""
+    training = getattr(recipe, "training", None)
+    if not isinstance(training, Training) or training.micro_batch == 1:
+        return None
+    half = training.model_copy(update={"micro_batch": -(-training.micro_batch // 2)})
+    return recipe.model_copy(update={"training": half})
 
 
 def command_of(p: Minidisc) -> str:

@@ -192,6 +192,9 @@ class Execution(BaseModel):
     reuse: Literal["same-code", "any-code"] = Field(
         default="same-code", description="any-code: also take finished stages made by other code; the report says so."
     )
+    auto_batch: bool = Field(
+        default=False, description="Where memory lacks, train again with half the micro-batch, until it does."
+    )
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, le=86400, description="Seconds after which training is kept, to go on from there."
     )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from httpx import HTTPError
+from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 from pydantic import BaseModel
@@ -14,7 +16,7 @@ from capgap_core import preflight
 from capgap_core.errors import InputFaults
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
-from flows import publish
+from flows import alive, publish
 from flows.page import page
 from flows.places import rooted
 from flows.runs import RunFolder, siblings
@@ -79,6 +81,8 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
     checked = preflight.check(parameters)
     run_id = str(flow_run.get_id())
     folder = RunFolder(name, Path(parameters["run"]["root"]), run_id, url_for("flow-run", obj_id=run_id))
+    alive.hold(folder.root, run_id)
+    _mark_dead(logger)
     folder.begin(parameters)
     try:
         return _conclude(folder, checked.parameters.run, _follow()(checked, _caller(folder, logger)))
@@ -92,6 +96,15 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
     except BaseException as error:
         folder.fail(error)
         raise
+
+
+def _mark_dead(logger: Logger) -> None:
+    """Mark what has died; a server that cannot be asked now is no reason not to run."""
+    try:
+        for run in alive.mark_dead():
+            logger.warning("the process of run %s had ended: marked as Crashed", run)
+    except (HTTPError, PrefectException) as error:
+        logger.warning("runs whose process has ended could not be looked for: %s", error)
 
 
 def _follow() -> Any:

@@ -30,6 +30,11 @@ def program() -> str:
     return "capgap" if shutil.which("capgap") or not beside.is_file() else shlex.quote(str(beside))
 
 
+def resume_command(flow: str, root: Path, run_id: str) -> str:
+    """Return the command that takes a run up where it stopped."""
+    return f"{program()} run {flow} --params {shlex.quote(str(folder_of(root, run_id) / 'params.json'))}"
+
+
 def failure(
     flow: str, error: BaseException, *, run_id: str = "", url: str | None = None, stage: str = "", resume: str = ""
 ) -> dict[str, Any]:
@@ -58,7 +63,7 @@ class RunFolder:
     """What a flow writes about itself while it runs and when it ends."""
 
     def __init__(self, flow: str, root: Path, run_id: str, url: str | None) -> None:
-        self.flow, self.run_id, self.url = flow, run_id, url
+        self.flow, self.root, self.run_id, self.url = flow, root, run_id, url
         self.path = folder_of(root, run_id)
         self.made: list[tuple[str, Reference]] = []
         self.stage = ""
@@ -68,7 +73,7 @@ class RunFolder:
     @property
     def resume(self) -> str:
         """Return the command that takes the run up where it stopped."""
-        return f"{program()} run {self.flow} --params {shlex.quote(str(self.path / 'params.json'))}"
+        return resume_command(self.flow, self.root, self.run_id)
 
     def begin(self, parameters: Mapping[str, Any]) -> None:
         """Keep the parameters, so that the run can be resumed from them."""

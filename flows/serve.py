@@ -4,10 +4,16 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from httpx import HTTPError
+from prefect.exceptions import PrefectException
 from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
+from flows import alive
 from flows.registry import FLOWS, flow_of
+
+EVERY = 30.0
+"""Seconds between two looks for runs whose process has died."""
 
 
 def serve(ready: Path | None) -> None:
@@ -17,7 +23,26 @@ def serve(ready: Path | None) -> None:
         runner.add_deployment(flow_of(name).to_deployment(name, entrypoint_type=EntrypointType.MODULE_PATH))
     if ready is not None:
         ready.touch()
-    asyncio.run(runner.start())
+    asyncio.run(_start(runner))
+
+
+async def _start(runner: Runner) -> None:
+    """Serve, and look every ``EVERY`` seconds for runs whose process has died."""
+    watching = asyncio.create_task(_watch())
+    try:
+        await runner.start()
+    finally:
+        watching.cancel()
+
+
+async def _watch() -> None:
+    while True:
+        try:
+            for run in await asyncio.to_thread(alive.mark_dead):
+                print(f"the process of run {run} has ended: marked as Crashed", flush=True)
+        except (HTTPError, PrefectException) as error:
+            print(f"runs whose process has ended could not be looked for: {error}", flush=True)
+        await asyncio.sleep(EVERY)
 
 
 if __name__ == "__main__":

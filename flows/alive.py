@@ -1,0 +1,80 @@
+"""Tell runs that go on from runs whose process has died, which Prefect leaves Running for ever.
+
+A flow's process holds a lock for as long as it lives. A run of this host that Prefect calls Running and whose lock is
+free has died: it is marked as Crashed, with the command that resumes it.
+"""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Crashed
+
+from flows.places import rooted
+from flows.runs import resume_command
+
+GOING = (StateType.RUNNING, StateType.CANCELLING)
+_held: dict[str, int] = {}
+"""Run → descriptor of its lock; closed by the kernel when the process ends, after Prefect has heard how it ended."""
+
+
+def hold(root: Path, run_id: str) -> None:
+    """Say that this process makes the run, for as long as it lives."""
+    if run_id in _held:
+        return
+    path = _lock(root, run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, socket.gethostname().encode(), 0)
+    _held[run_id] = descriptor
+
+
+def mark_dead() -> list[UUID]:
+    """Mark as Crashed every run of this host that Prefect calls Running and whose process has ended; return them."""
+    with get_client(sync_client=True) as client:
+        return [run.id for run in _going(client) if _mark(client, run)]
+
+
+def _going(client: SyncPrefectClient) -> list[FlowRun]:
+    kinds = FlowRunFilterStateType(any_=list(GOING))
+    return client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["capgap"])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=kinds)),
+    )
+
+
+def _mark(client: SyncPrefectClient, run: FlowRun) -> bool:
+    root = Path(rooted(dict(run.parameters))["run"]["root"])
+    path = _lock(root, str(run.id))
+    if str(run.id) in _held or not path.is_file():
+        return False  # this process's own, one that has not begun, or one of another host or store
+    with path.open("r+", encoding="utf8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if file.read().strip() != socket.gethostname():
+            return False
+        now = client.read_flow_run(run.id)  # with the lock in hand: it may have ended, or begun again, just before
+        if now.state is None or now.state.type not in GOING:
+            return False
+        command = resume_command(str(run.name).partition("-")[0], root, str(run.id))
+        client.set_flow_run_state(run.id, Crashed(message=f"Its process has ended. Resume it: {command}"), force=True)
+        return True
+
+
+def _lock(root: Path, run_id: str) -> Path:
+    return root / "locks" / f"run-{UUID(run_id)}.lock"
