@@ -31,7 +31,7 @@ def in_use(root: Path) -> set[str]:
     found: set[str] = set()
     for path in (root / "locks").glob(f"{_PREFIX}*{_SUFFIX}"):
         with path.open("r+", encoding="utf8") as file:
-            if _free(file.fileno()) and not _is_mine(path):
+            if _free(file.fileno()):
                 path.unlink(missing_ok=True)  # its process has ended, and its name is never used again
             else:
                 found |= set(file.read().split())
@@ -50,10 +50,6 @@ def _begun(root: Path) -> tuple[int, set[str]]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return _mine.setdefault((os.getpid(), root), (descriptor, set()))
-
-
-def _is_mine(path: Path) -> bool:
-    return path.name.startswith(f"{_PREFIX}{os.getpid()}-")
 
 
 def _free(descriptor: int) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: ``capgap up``, ``capgap run`` and ``capgap show``.
+"""The command line: ``capgap up``, ``run``, ``show``, ``doctor`` and ``gc``.
 
 Nothing here needs torch, and Prefect is imported only once the input is known to be good.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from capgap_core.errors import InputFaults
 from capgap_core.recipes import Minidisc
-from flows import params, present, runs, servers, show, up
+from flows import doctor, params, present, runs, servers, show, up, upkeep
 from flows.places import default_root, rooted
 from flows.registry import FLOWS, flow_of
 
@@ -57,7 +57,14 @@ def parser() -> argparse.ArgumentParser:
     look = commands.add_parser("show", help="list finished runs, or show a run or a stage of the store")
     look.add_argument("what", nargs="?", metavar="WHAT", help="last, the start of a run's id, or stage/identity")
     look.add_argument("--json", action="store_true", help="print JSON")
+    look.add_argument("--verify", action="store_true", help="check every file of every finished stage")
     look.set_defaults(do=_show)
+    health = commands.add_parser("doctor", help="check versions, the store's disk, the server and who serves")
+    health.set_defaults(do=lambda _given: doctor.doctor(default_root()))
+    waste = commands.add_parser("gc", help="list what no report rests on, or remove it")
+    waste.add_argument("--apply", action="store_true", help="remove it; never what is in use")
+    waste.add_argument("--unfinished", action="store_true", help="also the work from which stopped runs would go on")
+    waste.set_defaults(do=_gc)
     return top
 
 
@@ -138,7 +145,13 @@ def _up(given: argparse.Namespace) -> int:
     return up.up(default_root(), run=given.run, keep=keep, say=say)
 
 
+def _gc(given: argparse.Namespace) -> int:
+    return upkeep.collect(default_root(), apply=given.apply, unfinished=given.unfinished, say=say)
+
+
 def _show(given: argparse.Namespace) -> int:
+    if given.verify:
+        return upkeep.verify(default_root(), say)
     return show.show(default_root(), given.what, as_json=given.json, say=say)
 
 

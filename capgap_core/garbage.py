@@ -1,0 +1,121 @@
+"""What may go from the store: finished stages that no report rests on, and what broken runs have left.
+
+Nothing that a living process uses is ever removed (``capgap_core.in_use``), nor the work of a stage that is being
+made. Unfinished work, from which a run would go on, goes only where it is asked for.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from capgap_core import store as stores
+from capgap_core.in_use import removing
+from capgap_core.store import Address, Store
+
+Kind = Literal["stage", "trash", "leftover", "unfinished"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waste:
+    """A folder or file that nothing needs."""
+
+    kind: Kind
+    path: Path
+    bytes: int
+    why: str
+
+
+def find(root: Path, *, unfinished: bool = False) -> list[Waste]:
+    """Return what may go.
+
+    Parameters
+    ----------
+    root
+        Of the store.
+    unfinished
+        Whether the work of stages that did not finish may go, too: their runs then begin these stages again.
+
+    Raises
+    ------
+    Damaged
+        Where the record of a report cannot be read, so that nobody knows what it rests on.
+    """
+    store = Store(root)
+    reached = _reached(store)
+    found = [
+        _waste("stage", store.folder(a), "no report rests on it")
+        for a in _addresses(root / "store")
+        if a not in reached
+    ]
+    for address in _addresses(root / "work"):
+        if store.folder(address).is_dir():
+            found.append(_waste("leftover", store.work(address), "its stage is finished"))
+        elif unfinished:
+            found.append(_waste("unfinished", store.work(address), "its stage did not finish"))
+    trash = root / "trash"
+    aside = sorted(trash.iterdir()) if trash.is_dir() else []
+    return found + [_waste("trash", path, "set aside before") for path in aside]
+
+
+def remove(root: Path, waste: Sequence[Waste]) -> list[Waste]:
+    """Remove what may go and is not in use at this moment; return what went."""
+    gone = []
+    for item in waste:
+        target = root / "trash" / f"removed-{time.time_ns()}"
+        if item.kind == "trash":
+            target = item.path
+        elif not _taken(root, item, target):
+            continue
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        gone.append(item)
+    return gone
+
+
+def _taken(root: Path, item: Waste, target: Path) -> bool:
+    """Move a folder out of everybody's sight, unless somebody uses it or makes it."""
+    parts = item.path.relative_to(root).parts[1:]
+    address = Address(stage=parts[0], identity=parts[1], code=parts[2])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = Store(root).lock(address)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as held, removing(root) as used:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if "-".join(address.parts) in used or not item.path.is_dir():
+            return False
+        os.rename(item.path, target)
+    return True
+
+
+def _reached(store: Store) -> set[Address]:
+    """Return every stage that a report rests on, the reports among them."""
+    waiting = [a for a in _addresses(store.root / "store") if a.stage == "report"]
+    reached: set[Address] = set()
+    while waiting:
+        address = waiting.pop()
+        if address in reached or not store.folder(address).is_dir():
+            continue
+        reached.add(address)
+        record = stores.unsealed(store.folder(address) / stores.RECORD)
+        for item in record["inputs"].values():
+            waiting.append(Address(stage=item["stage"], identity=item["identity"], code=item["code"]))
+    return reached
+
+
+def _addresses(folder: Path) -> Iterator[Address]:
+    for path in sorted(folder.glob("*/*/*")):
+        if path.is_dir():
+            stage, identity, code = path.relative_to(folder).parts
+            yield Address(stage=stage, identity=identity, code=code)
+
+
+def _waste(kind: Kind, path: Path, why: str) -> Waste:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return Waste(kind=kind, path=path, bytes=sum(p.stat().st_size for p in files), why=why)

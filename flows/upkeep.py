@@ -1,0 +1,57 @@
+"""Look after the store: check every finished stage, and remove what no report rests on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from capgap_core import garbage, store as stores
+from capgap_core.errors import Damaged, StoreError
+from flows import present
+
+Say = Callable[[str], None]
+
+
+def verify(root: Path, say: Say) -> int:
+    """Check size and checksum of every file of every finished stage; return 1 where one is not whole."""
+    folders = sorted(path for path in (root / "store").glob("*/*/*") if path.is_dir())
+    faults = []
+    for folder in folders:
+        try:
+            record = stores.verified_record(folder)
+        except (Damaged, StoreError) as error:
+            faults.append(str(error))
+            continue
+        if (record.stage, record.identity, record.code) != folder.parts[-3:]:
+            faults.append(f"{folder}: holds the result of another address")
+    for fault in faults:
+        say(fault)
+    print(f"{len(folders)} finished stages, {len(folders) - len(faults)} whole, {len(faults)} not")
+    if faults:
+        say("a run that needs one of these sets it aside and makes it again")
+    return 1 if faults else 0
+
+
+def collect(root: Path, *, apply: bool, unfinished: bool, say: Say) -> int:
+    """List what may go from the store, or remove it; return the exit status."""
+    try:
+        waste = garbage.find(root, unfinished=unfinished)
+    except Damaged as error:
+        say(f"{error}\nwhat this report rests on is not known, so nothing is removed: capgap show --verify")
+        return 1
+    gone = garbage.remove(root, waste) if apply else waste
+    if gone:
+        rows = [[item.kind, str(item.path), size(item.bytes), item.why] for item in gone]
+        print(present.grid(["what", "where", "size", "why"], rows))
+    kept = len(waste) - len(gone)
+    if kept:
+        say(f"{kept} kept: in use now")
+    total = size(sum(item.bytes for item in gone))
+    print(f"{total} freed" if apply else f"{total} would be freed by --apply")
+    return 0
+
+
+def size(count: int) -> str:
+    """Return bytes in the unit that suits them, of 1000."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"

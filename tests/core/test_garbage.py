@@ -1,0 +1,113 @@
+"""What may go from the store: nothing that a report rests on, and nothing that a living process uses."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from capgap_core import garbage, in_use, store as stores
+from capgap_core.errors import Damaged
+from capgap_core.records import Record
+from capgap_core.store import Address, Store
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def address(stage: str, letter: str = "a") -> Address:
+    return Address(stage=stage, identity=letter * 64, code="c" * 16)
+
+
+def finished(store: Store, here: Address, *inputs: Address) -> Path:
+    """Put a stage of one file into the store."""
+    out, _ = store.begin(here)
+    (out / "results.parquet").write_bytes(b"0123456789")
+    record = Record(
+        stage=here.stage, identity=here.identity, code=here.code, code_modules={}, digest="d", recipe={},
+        inputs={f"{i}": {"stage": a.stage, "identity": a.identity, "code": a.code} for i, a in enumerate(inputs)},
+        data_digest=None, provenance={}, seed=None, started="", ended="", seconds=0, steps_trained=0, tokens=0,
+        peak_memory_bytes=0, attempts=1, resumptions=0, summary={}, files=stores.list_files(out),
+    )  # fmt: skip
+    return store.commit(here, record)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A report that rests on a teacher and the data, and two stages beside it."""
+    made = Store(tmp_path)
+    finished(made, address("data"))
+    finished(made, address("teacher"), address("data"))
+    finished(made, address("report"), address("teacher"))
+    finished(made, address("data", "b"))
+    finished(made, address("teacher", "b"), address("data", "b"))
+    return made
+
+
+def test_what_no_report_rests_on_may_go(store: Store) -> None:
+    waste = garbage.find(store.root)
+    assert {(item.kind, *item.path.parts[-3:-1]) for item in waste} == {
+        ("stage", "data", "b" * 64), ("stage", "teacher", "b" * 64),
+    }  # fmt: skip
+    assert all(item.bytes > 10 for item in waste)
+    assert len(garbage.remove(store.root, waste)) == 2
+    assert garbage.find(store.root) == []
+    assert store.find(address("teacher")) is not None
+    assert store.find(address("data")) is not None
+
+
+def test_what_a_living_process_uses_stays(store: Store) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from capgap_core.in_use import use
+use(Path({str(store.root)!r}), "-".join({address("teacher", "b").parts!r}))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, cwd=REPO) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"ready\n"
+        gone = garbage.remove(store.root, garbage.find(store.root))
+        assert [item.path for item in gone] == [store.folder(address("data", "b"))]
+        other.kill()
+    gone = garbage.remove(store.root, garbage.find(store.root))
+    assert [item.path for item in gone] == [store.folder(address("teacher", "b"))]
+    assert not list((store.root / "locks").glob("using-*")), "the file of a process that has ended goes, too"
+
+
+def test_this_process_counts_as_living(store: Store) -> None:
+    name = "-".join(address("data", "b").parts)
+    in_use.use(store.root, name)
+    in_use.use(store.root, name)
+    assert name in in_use.in_use(store.root)
+    gone = garbage.remove(store.root, garbage.find(store.root))
+    assert store.folder(address("data", "b")) not in {item.path for item in gone}
+
+
+def test_a_stage_that_is_being_made_stays(store: Store) -> None:
+    waste = garbage.find(store.root)
+    (store.root / "locks").mkdir()
+    with store.lock(address("data", "b")).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert [item.path for item in garbage.remove(store.root, waste)] == [store.folder(address("teacher", "b"))]
+
+
+def test_unfinished_work_goes_only_where_asked(store: Store) -> None:
+    store.begin(address("distil"))
+    store.begin(address("teacher"))  # of a stage that is finished
+    (store.root / "trash" / "old").mkdir(parents=True)
+    kinds = lambda waste: sorted(item.kind for item in waste)  # noqa: E731
+    assert kinds(garbage.find(store.root)) == ["leftover", "stage", "stage", "trash"]
+    waste = garbage.find(store.root, unfinished=True)
+    assert kinds(waste) == ["leftover", "stage", "stage", "trash", "unfinished"]
+    assert len(garbage.remove(store.root, waste)) == 5
+    assert os.listdir(store.root / "trash") == []
+
+
+def test_where_a_report_cannot_be_read_nothing_may_go(store: Store) -> None:
+    record = store.folder(address("report")) / stores.RECORD
+    record.write_text(record.read_text()[:-20])
+    with pytest.raises(Damaged):
+        garbage.find(store.root)
