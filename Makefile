@@ -3,7 +3,7 @@ PYTHON ?= python3
 STAMP := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: run up test check results clean install
+.PHONY: run up test check chaos results clean install
 
 run: install
 	@$(BIN)/capgap up --run minidisc $(if $(filter 0,$(KEEP)),--no-keep)
@@ -20,6 +20,10 @@ check: install
 	@$(BIN)/pyright
 	@$(BIN)/python -m pytest -q tests/test_architecture.py
 	@$(BIN)/python -m pytest -q --ignore=tests/test_architecture.py
+
+# Kills real runs at random moments and resumes them, N times (about a minute each).
+chaos: install
+	@$(BIN)/python tests/chaos.py $(or $(N),50)
 
 # Makes every published run (hours), then the README's table: make results DATA=<folder of the sets> TEACHER=<folder>
 results: install

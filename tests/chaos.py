@@ -108,11 +108,11 @@ class Chaos:
         self.base = place.root / "base"
         self.expected = self._through_command(self.base)["stages"]
 
-    def trial(self, number: int, draw: random.Random, *, moment: str = "") -> Trial:
-        """Kill one run, resume it, and compare."""
-        stage = draw.choice(VICTIMS)
+    def trial(self, number: int, draw: random.Random, *, stage: str = "", moment: str = "", door: str = "") -> Trial:
+        """Kill one run, resume it, and compare; what is not given is drawn."""
+        stage = stage or draw.choice(VICTIMS)
         moment = moment or draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        made = Trial(number=number, stage=stage, moment=moment, door=draw.choice(DOORS))
+        made = Trial(number=number, stage=stage, moment=moment, door=door or draw.choice(DOORS))
         root = self.place.root / f"trial-{number}"
         before = self._copied(root, stage)
         run = self._deployed(root)
