@@ -51,7 +51,7 @@ def build(
     """
     try:
         return _found_or_made(stage, recipe, inputs, execution, progress)
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         told = explained(stage, error)
         if told is None:
             raise

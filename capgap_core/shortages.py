@@ -26,6 +26,8 @@ def explained(stage: str, error: Exception) -> StageFailed | None:
         where = f" ({error.filename})" if error.filename else ""
         return StageFailed(stage, f"{error.strerror}{where}", f"{_DISK[error.errno]}, {_AGAIN}.")
     said = str(error).casefold()
+    if f"code: {errno.ENOSPC}" in said or "no space left on device" in said:  # as safetensors says it
+        return StageFailed(stage, "No space left on device", f"{_DISK[errno.ENOSPC]}, {_AGAIN}.")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in said for words in _MEMORY)):
         return OutOfMemory(stage, "there is not enough memory", _room(stage))
     return None
