@@ -7,7 +7,7 @@ from pathlib import Path
 
 import builders
 import pytest
-from cut_off import checkpoints
+from cut_off import checkpoints, same, trained
 
 from capgap_core import store as stores
 from capgap_core.errors import StageFailed
