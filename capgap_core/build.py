@@ -55,7 +55,10 @@ def build(
         told = explained(stage, error)
         if told is None:
             raise
-        raise told from error
+        try:
+            raise told from error
+        finally:
+            del told  # its traceback holds this frame: a circle would keep all that the stage had in memory
 
 
 def _found_or_made(
@@ -63,7 +66,6 @@ def _found_or_made(
 ) -> Reference:
     address, modules = address_of(stage, recipe, inputs)
     store = store_of(execution)
-    use(store.root, "-".join(address.parts))
     found, _ = reusable(store, address, execution)
     if found is not None:
         return found
@@ -119,6 +121,7 @@ def reusable(
     others = [other for other in store.codes(address.stage, address.identity) if other != address]
     why = "the code has changed since it was made" if others else "not made before"
     for choice in [address, *(others if execution.reuse == "any-code" else ())]:
+        use(store.root, "-".join(choice.parts))
         try:
             record = store.find(choice)
         except Damaged as error:

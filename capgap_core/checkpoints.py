@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from capgap_core import store
 from capgap_core.errors import Damaged
-from capgap_core.machine import device_of, threads_of
+from capgap_core.machine import RandomState, device_of, name, set_random_state, threads_of
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import StoredFile
@@ -27,6 +27,8 @@ from capgap_core.training import Step
 
 SCHEMA = "capgap.checkpoint/1"
 STATE = "state.json"
+UNFINISHED = ".unfinished"
+"""The folder in which a checkpoint is written: one, since whoever trains holds the stage's lock."""
 KEPT = 2
 """Checkpoints that stay, so that one is whole where the newest is not."""
 
@@ -47,34 +49,54 @@ class Checkpoints:
         """Return whether the newest checkpoint is older than was asked for."""
         return time.monotonic() - self._clock >= self._every
 
-    def save(self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer, drawn: RandomState
+    ) -> None:
         """Keep the state after the last of ``steps``, unless that is kept already."""
         if not steps or steps[-1].step == self.last:
             return
-        held, named = _packed(steps)
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".tmp-{os.getpid()}"
+        temporary = self._folder / UNFINISHED
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        save_file(_weights(model), temporary / "model.safetensors")
-        save_file(_moments(optimizer), temporary / "optimizer.safetensors")
-        save_file(_generators(model), temporary / "rng.safetensors")
-        save_file(held, temporary / "steps.safetensors")
-        files = [f.model_dump() for f in store.list_files(temporary)]
-        state = {"schema": SCHEMA, "step": steps[-1].step, "terms": named, "machine": self._machine, "files": files}
-        state["resumed"] = list(self.resumed)
-        store.write_atomically(temporary / STATE, store.sealed(state))
-        target = self._folder / f"step-{steps[-1].step:09d}"
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(temporary, target)
+        try:
+            self._write(temporary, steps, model, optimizer, drawn)
+            target = self._folder / f"step-{steps[-1].step:09d}"
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(temporary, target)
+        finally:  # where the disk is full, what is half-written only takes room
+            shutil.rmtree(temporary, ignore_errors=True)
         store.fsync_folder(self._folder)
         self.last = steps[-1].step
         for old in self._found()[KEPT:]:
             shutil.rmtree(old)
         self._clock = time.monotonic()
 
+    def _write(
+        self, folder: Path, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer,
+        drawn: RandomState,
+    ) -> None:  # fmt: skip
+        held, named = _packed(steps)
+        save_file(_weights(model), folder / "model.safetensors")
+        save_file(_moments(optimizer), folder / "optimizer.safetensors")
+        save_file(drawn, folder / "rng.safetensors")
+        save_file(held, folder / "steps.safetensors")
+        state = {
+            "schema": SCHEMA, "step": steps[-1].step, "terms": named, "machine": self._machine,
+            "resumed": list(self.resumed), "files": [file.model_dump() for file in store.list_files(folder)],
+        }  # fmt: skip
+        store.write_atomically(folder / STATE, store.sealed(state))
+
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Step]:
-        """Put the newest whole checkpoint back in place; return the steps it comes after, none where there is none."""
+        """Put the newest whole checkpoint back in place; return the steps it comes after, none where there is none.
+
+        Raises
+        ------
+        OSError
+            Where there are checkpoints, none is damaged, and none can be read now.
+        """
+        shutil.rmtree(self._folder / UNFINISHED, ignore_errors=True)
+        unread: OSError | None = None
         for folder in self._found():
             try:
                 state = _verified(folder)
@@ -82,12 +104,18 @@ class Checkpoints:
                 self._progress.message(f"a damaged checkpoint is passed over: {error}")
                 shutil.rmtree(folder)
                 continue
+            except OSError as error:  # it may be whole: not to be removed
+                self._progress.message(f"a checkpoint cannot be read and is passed over: {error}")
+                unread = unread or error
+                continue
             self._compare(state["machine"])
             _put_back(folder, model, optimizer)
             self.last = int(state["step"])
             self.resumed = (*state["resumed"], self.last)
             self._progress.message(f"goes on after step {self.last}")
             return _unpacked(load_file(folder / "steps.safetensors"), state["terms"])
+        if unread is not None:
+            raise unread
         return []
 
     def _found(self) -> list[Path]:
@@ -106,7 +134,8 @@ class Checkpoints:
 def beside(out_dir: Path, execution: Execution, progress: Progress) -> Checkpoints:
     """Return the checkpoints of the stage that writes into ``out_dir``."""
     machine = {
-        "device": str(device_of(execution)), "threads": threads_of(execution), "torch": torch.__version__,
+        "device": str(device_of(execution)), "processor": name(device_of(execution)),
+        "threads": threads_of(execution), "torch": torch.__version__,
     }  # fmt: skip
     folder = out_dir.parent / "checkpoints"
     return Checkpoints(folder, every=execution.checkpoint_seconds, machine=machine, progress=progress)
@@ -133,13 +162,6 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{place}.{name}": value for place, held in state.items() for name, value in held.items()}
 
 
-def _generators(model: nn.Module) -> dict[str, Tensor]:
-    """Return the states of torch's generators, the only ones that training draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    device = next(model.parameters()).device
-    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
 def _put_back(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     weights, moments = load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors")
     with torch.no_grad():
@@ -150,10 +172,7 @@ def _put_back(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) 
         place, _, name = key.partition(".")
         state.setdefault(int(place), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    generators = load_file(folder / "rng.safetensors")
-    torch.set_rng_state(generators["cpu"])
-    if "cuda" in generators:
-        torch.cuda.set_rng_state(generators["cuda"], next(model.parameters()).device)
+    set_random_state(load_file(folder / "rng.safetensors"), next(model.parameters()).device)
 
 
 def _packed(steps: Sequence[Step]) -> tuple[dict[str, Tensor], list[list[Any]]]:

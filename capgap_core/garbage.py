@@ -63,32 +63,41 @@ def find(root: Path, *, unfinished: bool = False) -> list[Waste]:
 
 
 def remove(root: Path, waste: Sequence[Waste]) -> list[Waste]:
-    """Remove what may go and is not in use at this moment; return what went."""
-    gone = []
-    for item in waste:
-        target = root / "trash" / f"removed-{time.time_ns()}"
-        if item.kind == "trash":
-            target = item.path
-        elif not _taken(root, item, target):
-            continue
+    """Remove what may go, is not in use at this moment, and no report has come to rest on since; return what went."""
+    targets: list[tuple[Waste, Path]] = [(item, item.path) for item in waste if item.kind == "trash"]
+    trash = root / "trash"
+    trash.mkdir(parents=True, exist_ok=True)
+    with removing(root) as used:  # short: folders are only moved out of everybody's sight
+        reached = _reached(Store(root))
+        for number, item in enumerate(waste):
+            address = _address(root, item)
+            if address is None or (address in reached and item.kind == "stage") or "-".join(address.parts) in used:
+                continue
+            target = trash / f"removed-{time.time_ns()}-{number}"
+            if _moved(Store(root), address, item, target):
+                targets.append((item, target))
+    for _, target in targets:
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-        gone.append(item)
-    return gone
+    return [item for item, _ in targets]
 
 
-def _taken(root: Path, item: Waste, target: Path) -> bool:
-    """Move a folder out of everybody's sight, unless somebody uses it or makes it."""
-    parts = item.path.relative_to(root).parts[1:]
-    address = Address(stage=parts[0], identity=parts[1], code=parts[2])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = Store(root).lock(address)
+def _address(root: Path, item: Waste) -> Address | None:
+    if item.kind == "trash":
+        return None
+    _, stage, identity, code = item.path.relative_to(root).parts
+    return Address(stage=stage, identity=identity, code=code)
+
+
+def _moved(store: Store, address: Address, item: Waste, target: Path) -> bool:
+    """Move a folder, unless somebody makes its stage just now."""
+    lock = store.lock(address)
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as held, removing(root) as used:
+    with lock.open("a") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if "-".join(address.parts) in used or not item.path.is_dir():
+        if not item.path.is_dir():
             return False
         os.rename(item.path, target)
     return True

@@ -1,5 +1,6 @@
 """What this machine can do: the device, the precision that is fast on it, and a place to run in."""
 
+import gc
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,9 @@ from capgap_core.recipes import Dtype, Execution
 Precision = Literal["float32", "bfloat16"]
 Context = Callable[[], AbstractContextManager[Any]]
 """Gives what a forward pass runs in."""
+
+RandomState = dict[str, torch.Tensor]
+"""Kind of device → the state of its random generator."""
 
 WIDE = 256
 """Hidden size from which bfloat16 pays on a CPU."""
@@ -64,6 +68,26 @@ def ready(execution: Execution, *, seed: int = 0) -> Iterator[torch.device]:
         finally:
             torch.set_num_threads(before)
             torch.set_flush_denormal(not kept)
+
+
+def free_memory() -> None:
+    """Give back what only circles of references and torch's own cache still hold."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def random_state(device: torch.device) -> RandomState:
+    """Return the states of torch's generators, the only ones that training draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_state(states: RandomState, device: torch.device) -> None:
+    """Put the states of torch's generators back."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _keeps_denormals() -> bool:

@@ -68,7 +68,8 @@ class Method:
             else:
                 self.made.append((role, made))
                 return made
-            recipe = smaller  # out of the handler, which would keep what filled the memory
+            recipe = smaller
+            machine.free_memory()  # out of the handler, which would keep what filled it
 
     def _train(self, asked: TrainRecipe, arm: budget.Arm, hidden: int) -> Training:
         dtype = precision(asked.dtype, self._device, hidden=hidden)

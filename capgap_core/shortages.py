@@ -1,6 +1,8 @@
 """What a user is told where the machine has not enough: disk, memory, or the right to write."""
 
 import errno
+import os
+import re
 
 from capgap_core.errors import OutOfMemory, StageFailed
 
@@ -26,8 +28,9 @@ def explained(stage: str, error: Exception) -> StageFailed | None:
         where = f" ({error.filename})" if error.filename else ""
         return StageFailed(stage, f"{error.strerror}{where}", f"{_DISK[error.errno]}, {_AGAIN}.")
     said = str(error).casefold()
-    if f"code: {errno.ENOSPC}" in said or "no space left on device" in said:  # as safetensors says it
-        return StageFailed(stage, "No space left on device", f"{_DISK[errno.ENOSPC]}, {_AGAIN}.")
+    told = re.search(r"\(os error (\d+)\)", said)  # as safetensors says it
+    if told and int(told[1]) in _DISK:
+        return StageFailed(stage, os.strerror(int(told[1])), f"{_DISK[int(told[1])]}, {_AGAIN}.")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in said for words in _MEMORY)):
         return OutOfMemory(stage, "there is not enough memory", _room(stage))
     return None

@@ -1,51 +1,35 @@
-"""Keeps a signal that would end the process waiting until what has begun is in a state that can be kept."""
+"""Keeps signals that would end the process waiting while something is done that must not be cut in two."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass
-class Asked:
-    """Which signal has come, if any."""
-
-    number: int | None = None
-
-
 @contextmanager
-def deferred() -> Iterator[Asked]:
-    """Take note of a signal that asks to end, and deliver it to its own handler when the context is left.
+def deferred() -> Iterator[None]:
+    """Deliver the first of the signals that come meanwhile to its own handler when the context is left.
 
-    A second one is delivered at once, for whoever does not want to wait. Signals reach the main thread only, so in
-    any other thread this does nothing.
+    For what takes a second or so. Signals reach the main thread only, so in any other thread this does nothing.
     """
-    asked = Asked()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
-    before: dict[int, Any] = {}
-
-    def restore() -> None:
-        while before:
-            signal.signal(*before.popitem())
+    came: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if asked.number is not None:
-            restore()
-            signal.raise_signal(number)
-        asked.number = number
+        came.append(number)
 
     # A handler that was not set from Python reads as None and could not be put back.
-    before |= {number: signal.signal(number, note) for number in ENDING if signal.getsignal(number) is not None}
+    before: dict[int, Any] = {n: signal.signal(n, note) for n in ENDING if signal.getsignal(n) is not None}
     try:
-        yield asked
+        yield
     finally:
-        restore()
-        if asked.number is not None:
-            signal.raise_signal(asked.number)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

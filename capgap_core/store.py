@@ -217,7 +217,9 @@ def unsealed(path: Path) -> dict[str, Any]:
         held = json.loads(text)
         whole = _render(held)
         seal = held.pop("seal")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise Damaged(f"{path}: missing") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__})") from error
     if whole != text or seal != sha256_text(_render(held)):
         raise Damaged(f"{path}: the content is not what was written")
@@ -244,6 +246,6 @@ def _read_record(folder: Path) -> Record:
 def _stat(folder: Path, path: str) -> tuple[str, int, int, int]:
     try:
         seen = (folder / path).stat()
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(f"{folder / path}: missing") from error
     return path, seen.st_size, seen.st_mtime_ns, seen.st_ino

@@ -11,10 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from capgap_core import batches, signals
+from capgap_core import batches, machine, signals
 from capgap_core.batches import Batch, Examples
 from capgap_core.errors import NonFinite
-from capgap_core.machine import Precision
+from capgap_core.machine import Precision, RandomState
 
 
 class Training(BaseModel):
@@ -75,8 +75,10 @@ class Keeper(Protocol):
         """Return whether the state is to be kept again."""
         ...
 
-    def save(self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the state after the last of the steps."""
+    def save(
+        self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer, drawn: RandomState
+    ) -> None:
+        """Keep the state after the last of the steps, with that of the random generators then."""
         ...
 
 
@@ -93,7 +95,9 @@ class Forgetful:
         """Return no."""
         return False
 
-    def save(self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer, drawn: RandomState
+    ) -> None:
         """Do nothing."""
 
 
@@ -107,8 +111,8 @@ def train(
 ) -> Generator[Step, None, None]:  # fmt: skip
     """Train ``model`` in place and yield a record of every optimizer step, those before a checkpoint among them.
 
-    A signal that asks to end waits for the end of the step and of a checkpoint. Whoever stops to take steps has to
-    close the iterator, which keeps the state, too.
+    Where a signal ends it, the state after the last whole step is kept first. Whoever stops to take steps has to
+    close the iterator, which does the same.
 
     Every term is divided once, by the examples or real tokens of the whole optimizer step, so that micro-batches
     change nothing but memory. AdamW without decay for biases and LayerNorm; the learning rate rises linearly for
@@ -128,8 +132,9 @@ def train(
     lookups = Lookups(model)
     before = seen = steps[-1].tokens if steps else 0
     clock = time.monotonic()
-    for step in range(len(steps) + 1, training.steps + 1):
-        with signals.deferred() as asked:
+    drawn = machine.random_state(device)
+    try:
+        for step in range(len(steps) + 1, training.steps + 1):
             index = next(order)
             with lookups.sparse():
                 terms = _differentiate(examples, index, training, loss_of, step, device)
@@ -139,18 +144,22 @@ def train(
             lr = training.learning_rate * _rate(step, training)
             for options in optimizer.param_groups:
                 options["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            seen += int(examples.lengths[index].sum())
-            rate = (seen - before) / max(time.monotonic() - clock, 1e-9)
-            steps.append(Step(step=step, tokens=seen, terms=terms, lr=lr, grad_norm=norm, tokens_per_second=rate))
-            if asked.number is not None or keeper.due():
-                keeper.save(steps, model, optimizer)
-        try:
+            with signals.deferred():  # what is to be kept changes here only, as a whole
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                seen += int(examples.lengths[index].sum())
+                rate = (seen - before) / max(time.monotonic() - clock, 1e-9)
+                steps.append(Step(step=step, tokens=seen, terms=terms, lr=lr, grad_norm=norm, tokens_per_second=rate))
+                drawn = machine.random_state(device)
+                if keeper.due():
+                    keeper.save(steps, model, optimizer, drawn)
             yield steps[-1]
-        except GeneratorExit:
-            keeper.save(steps, model, optimizer)
-            raise
+    except Exception:
+        raise
+    except BaseException:  # whoever ends the training, by a signal or by closing the iterator, may want to go on later
+        with signals.deferred():
+            keeper.save(steps, model, optimizer, drawn)
+        raise
 
 
 class Lookups:

@@ -7,9 +7,11 @@ free has died: it is marked as Crashed, with the command that resumes it.
 import fcntl
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -19,6 +21,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import PrefectException
 from prefect.states import Crashed
 
 from flows.places import rooted
@@ -29,23 +32,36 @@ _held: dict[str, int] = {}
 """Run → descriptor of its lock; closed by the kernel when the process ends, after Prefect has heard how it ended."""
 
 
-def hold(root: Path, run_id: str) -> None:
-    """Say that this process makes the run, for as long as it lives."""
-    if run_id in _held:
-        return
-    path = _lock(root, run_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, socket.gethostname().encode(), 0)
-    _held[run_id] = descriptor
+def hold(root: Path, run_id: str, attempt: int) -> None:
+    """Say that this process makes this attempt at the run, for as long as it lives."""
+    if run_id not in _held:
+        path = _lock(root, run_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _held[run_id] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(_held[run_id], fcntl.LOCK_EX)
+    os.ftruncate(_held[run_id], 0)
+    os.pwrite(_held[run_id], _holder(attempt).encode(), 0)
 
 
-def mark_dead() -> list[UUID]:
-    """Mark as Crashed every run of this host that Prefect calls Running and whose process has ended; return them."""
-    with get_client(sync_client=True) as client:
-        return [run.id for run in _going(client) if _mark(client, run)]
+def mark_dead(say: Callable[[str], None]) -> None:
+    """Mark as Crashed every run of this host that Prefect calls Running and whose process has ended, and say so.
+
+    A run that cannot be looked at is told, and keeps none of the others from being looked at.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            for run in _going(client):
+                try:
+                    if _mark(client, run):
+                        say(f"the process of run {run.id} has ended: marked as Crashed")
+                except Exception as error:  # of one run: a lock of somebody else, parameters of another version
+                    say(f"whether run {run.id} is alive could not be seen: {type(error).__name__}: {error}")
+    except (HTTPError, PrefectException) as error:
+        say(f"runs whose process has ended could not be looked for: {error}")
+
+
+def _holder(attempt: int) -> str:
+    return f"{socket.gethostname()} {attempt}"
 
 
 def _going(client: SyncPrefectClient) -> list[FlowRun]:
@@ -66,11 +82,9 @@ def _mark(client: SyncPrefectClient, run: FlowRun) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if file.read().strip() != socket.gethostname():
-            return False
         now = client.read_flow_run(run.id)  # with the lock in hand: it may have ended, or begun again, just before
-        if now.state is None or now.state.type not in GOING:
-            return False
+        if now.state is None or now.state.type not in GOING or file.read().strip() != _holder(now.run_count):
+            return False  # the lock may be that of an earlier attempt, where this one has only just begun
         command = resume_command(str(run.name).partition("-")[0], root, str(run.id))
         client.set_flow_run_state(run.id, Crashed(message=f"Its process has ended. Resume it: {command}"), force=True)
         return True

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from httpx import HTTPError
-from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 from pydantic import BaseModel
@@ -78,33 +76,33 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
         Names the stage, the reason and the command that resumes the run.
     """
     parameters = rooted(dict(asked))
-    checked = preflight.check(parameters)
     run_id = str(flow_run.get_id())
+    attempt = flow_run.get_run_count()
+    checked = preflight.check(parameters)
     folder = RunFolder(name, Path(parameters["run"]["root"]), run_id, url_for("flow-run", obj_id=run_id))
-    alive.hold(folder.root, run_id)
-    _mark_dead(logger)
-    folder.begin(parameters)
     try:
+        alive.hold(folder.root, run_id, attempt)
+        alive.mark_dead(logger.warning)
+        folder.begin(parameters)
         return _conclude(folder, checked.parameters.run, _follow()(checked, _caller(folder, logger)))
     except InputFaults:
         raise
     except Exception as error:
         named = folder.named(error)
         named.run_id = folder.run_id
-        folder.fail(named)
+        _note(folder, named, logger)
         raise named from error
     except BaseException as error:
-        folder.fail(error)
+        _note(folder, error, logger)
         raise
 
 
-def _mark_dead(logger: Logger) -> None:
-    """Mark what has died; a server that cannot be asked now is no reason not to run."""
+def _note(folder: RunFolder, error: BaseException, logger: Logger) -> None:
+    """Write how the run ended; where even that cannot be written, what ended it is still what is told."""
     try:
-        for run in alive.mark_dead():
-            logger.warning("the process of run %s had ended: marked as Crashed", run)
-    except (HTTPError, PrefectException) as error:
-        logger.warning("runs whose process has ended could not be looked for: %s", error)
+        folder.fail(error)
+    except OSError as unwritten:
+        logger.warning("the result of the run could not be written: %s", unwritten)
 
 
 def _follow() -> Any:

@@ -4,8 +4,6 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from httpx import HTTPError
-from prefect.exceptions import PrefectException
 from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
@@ -37,11 +35,7 @@ async def _start(runner: Runner) -> None:
 
 async def _watch() -> None:
     while True:
-        try:
-            for run in await asyncio.to_thread(alive.mark_dead):
-                print(f"the process of run {run} has ended: marked as Crashed", flush=True)
-        except (HTTPError, PrefectException) as error:
-            print(f"runs whose process has ended could not be looked for: {error}", flush=True)
+        await asyncio.to_thread(alive.mark_dead, lambda text: print(text, flush=True))
         await asyncio.sleep(EVERY)
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from capgap_core import store
 from capgap_core.build import address_of, build, store_of
 from capgap_core.errors import Damaged
+from capgap_core.in_use import use
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
 from capgap_core.store import Address
@@ -107,6 +108,7 @@ def stage_task(stage: str, description: str) -> StageTask:
         address, _ = address_of(stage, recipe, inputs)
         made_in = store_of(execution)
         step = run.with_options(result_storage=made_in.root / "prefect" / "results")
+        use(made_in.root, "-".join(address.parts))  # a hit does not reach the core
         with expecting(made_in.folder(address), execution):
             made = step(recipe, inputs, execution, address, f"{stage} {role}".strip())
         return cast("Reference", made)

@@ -29,8 +29,9 @@ from flows import servers  # noqa: E402
 
 VICTIMS = ("teacher", "sandwich", "distil")
 DOORS = ("deployment", "command", "retry")
-MOMENTS = {"training": 0.7, "commit": 0.16, "worker": 0.08, "server": 0.06}
-"""What is killed, and when: the training process after a checkpoint or while it commits, the server, who serves."""
+MOMENTS = {"training": 0.66, "commit": 0.16, "cancel": 0.06, "worker": 0.06, "server": 0.06}
+"""What is killed, and when: the training process after a checkpoint or while it commits, who serves, the server; or
+the run is cancelled as the UI does it."""
 LONG: dict[str, Any] = {
     "dataset": "pydocs",
     "teacher_recipe": {"epochs": 8},
@@ -116,8 +117,8 @@ class Chaos:
         root = self.place.root / f"trial-{number}"
         before = self._copied(root, stage)
         run = self._deployed(root)
-        self._strike(root, made, draw)
-        if moment in ("training", "commit"):
+        self._strike(root, run, made, draw)
+        if moment in ("training", "commit", "cancel"):
             result = self._resumed(root, run, made.door)
         else:
             result = self._through_command(root)
@@ -143,7 +144,7 @@ class Chaos:
         done = subprocess.run(command, env=self.place.environment, capture_output=True, text=True, check=True)
         return next(word for word in done.stdout.split() if word.count("-") == 4 and len(word) == 36)
 
-    def _strike(self, root: Path, made: Trial, draw: random.Random) -> None:
+    def _strike(self, root: Path, run: str, made: Trial, draw: random.Random) -> None:
         """Wait for the moment, and kill."""
         pid = self._wait(lambda: trainer(root, made.stage), "a process that trains")
         checkpoints = root / "work" / made.stage
@@ -157,6 +158,8 @@ class Chaos:
             self.place.kill_worker()
         elif made.moment == "server":
             self.place.kill_server()
+        elif made.moment == "cancel":
+            self._cancel(run, made)
         else:
             os.kill(pid, signal.SIGKILL)
             now = time.time()
@@ -165,13 +168,23 @@ class Chaos:
             if list(root.glob(f"store/{made.stage}/*/*")):
                 made.moment += " (too late)"
 
+    def _cancel(self, run: str, made: Trial) -> None:
+        begun = time.monotonic()
+        command = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
+        subprocess.run(command, env=self.place.environment, capture_output=True, check=True)
+        self._wait(lambda: self._state(run) in ("CANCELLED", "CRASHED", "FAILED"), "the run to end")
+        if self._state(run) != "CANCELLED":
+            made.problems.append(f"{self._state(run)} where it was cancelled")
+        if time.monotonic() - begun > 30:  # 20, and what these commands take to start
+            made.problems.append(f"it took {time.monotonic() - begun:.0f} seconds to cancel")
+
     def _resumed(self, root: Path, run: str, door: str) -> dict[str, Any]:
         if door == "command":
             return self._through_command(root)
         if door == "deployment":
             run = self._deployed(root)
         else:
-            self._wait(lambda: self._state(run) == "CRASHED", "the run to be marked as crashed")
+            self._wait(lambda: self._state(run) in ("CRASHED", "CANCELLED"), "the run to be marked as crashed")
             command = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
             subprocess.run(command, env=self.place.environment, capture_output=True, check=True)
         result = root / "runs" / run / "result.json"
@@ -203,6 +216,10 @@ class Chaos:
                 made.problems.append(f"{path.relative_to(root)}: made twice")
         for path in (root / "store" / made.stage).glob("*/*/record.json"):
             made.resumed_from_steps += json.loads(path.read_text())["resumed_from_steps"]
+        if made.moment in ("training", "cancel") and not any(made.resumed_from_steps):
+            made.problems.append("did not go on from its checkpoint")
+        if made.moment == "training" and made.lost > self._seconds + 5:
+            made.problems.append(f"{made.lost:.1f} seconds of work lost")
         if list((root / "work").glob("*/*/*")):
             made.problems.append("work is left")
 

@@ -111,3 +111,9 @@ def test_where_a_report_cannot_be_read_nothing_may_go(store: Store) -> None:
     record.write_text(record.read_text()[:-20])
     with pytest.raises(Damaged):
         garbage.find(store.root)
+
+
+def test_what_a_report_has_come_to_rest_on_since_stays(store: Store) -> None:
+    waste = garbage.find(store.root)
+    finished(store, address("report", "b"), address("teacher", "b"))
+    assert garbage.remove(store.root, waste) == []

@@ -11,6 +11,7 @@ import torch
 from cut_off import STEPS, CutOff, alone, checkpoints, same, together, trained
 from torch import nn
 
+from capgap_core import signals
 from capgap_core.batches import Batch
 from capgap_core.errors import NonFinite
 from capgap_core.training import LossOf, Term
@@ -92,36 +93,49 @@ def test_half_a_checkpoint_is_never_found(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_the_step_and_a_checkpoint(tmp_path, number: signal.Signals) -> None:
+def test_a_signal_in_the_middle_of_a_step_leaves_the_state_before_it(tmp_path, number: signal.Signals) -> None:
     part = builders.examples(tmp_path)
-    whole, sent = trained(tmp_path / "whole", part), list[int]()
+    whole = trained(tmp_path / "whole", part)
 
     def interrupt(*_: object) -> None:
-        raise CutOff
+        raise KeyboardInterrupt
 
     def signalled(model: nn.Module) -> LossOf:
         inner = alone(model)
 
         def loss_of(batch: Batch, step: int) -> Iterator[list[Term]]:
-            if step == 4 and not sent:
-                sent.append(step)  # a second one would not wait
-                os.kill(os.getpid(), number)
             yield from inner(batch, step)
+            if step == 4:
+                os.kill(os.getpid(), number)
 
         return loss_of
 
     before = signal.signal(number, interrupt)
     try:
         keeper, _ = checkpoints(tmp_path, every=1000)
-        with pytest.raises(CutOff):
+        with pytest.raises(KeyboardInterrupt):
             trained(tmp_path, part, ways=signalled, keeper=keeper)
         assert signal.getsignal(number) is interrupt
     finally:
         signal.signal(number, before)
-    assert keeper.last == 4
+    assert keeper.last == 3
     keeper, _ = checkpoints(tmp_path)
     same(whole, trained(tmp_path, part, keeper=keeper))
-    assert keeper.resumed == (4,)
+    assert keeper.resumed == (3,)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_what_must_not_be_cut_in_two(number: signal.Signals) -> None:
+    done: list[str] = []
+    before = signal.signal(number, lambda *_: done.append("handled"))
+    try:
+        with signals.deferred():
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            done.append("whole")
+        assert done == ["whole", "handled"]
+    finally:
+        signal.signal(number, before)
 
 
 def test_whoever_stops_to_take_steps_keeps_the_state(tmp_path) -> None:
