@@ -171,7 +171,8 @@ def test_the_closure_is_what_python_really_imports() -> None:
     ).stdout.split()
     modules = {m.removeprefix("capgap_core.") for m in loaded} - {"families", "stages"} - fingerprint.NEUTRAL
     _, held = fingerprint.code_of("distil", ["families.bert"])
-    assert modules == set(held)
+    # What only the store imports checks files, as the store does, and is as neutral.
+    assert modules - {"identity"} == set(held)
 
 
 def test_a_tree_that_another_thread_spoilt_is_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
