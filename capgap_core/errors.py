@@ -28,9 +28,15 @@ class Fault:
 
 
 def fault(field: str, value: object, rule: str, remedy: str) -> Fault:
-    """Return a fault whose value is shortened to what fits on a line."""
-    text = value if isinstance(value, str) else repr(value)
-    return Fault(field=field, value=text if len(text) <= 120 else text[:117] + "...", rule=rule, remedy=remedy)
+    """Return a fault on one line of characters that can be seen, its parts shortened to what fits there."""
+    text = value if isinstance(value, str) and value.strip() else repr(value)
+    return Fault(field=_line(field, 120), value=_line(text, 120), rule=_line(rule, 400), remedy=_line(remedy, 400))
+
+
+def _line(text: str, longest: int) -> str:
+    """Return a text with escapes for line ends, controls, and what could not be printed or would turn the line."""
+    seen = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return seen if len(seen) <= longest else seen[: longest - 3] + "..."
 
 
 class CapgapError(Exception):

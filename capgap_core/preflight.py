@@ -3,8 +3,9 @@
 import contextlib
 import difflib
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,16 @@ def check(parameters: Mapping[str, Any]) -> Checked:
     Raises
     ------
     InputFaults
-        With every fault of the parameters, the store, the data set and the teacher.
+        With every fault of the parameters, the store, the data set and the teacher; no folder of theirs is left.
     """
     p, wrong, faults = _validated(parameters)
     faults += _across(p, wrong)
+    with _untouched(p.run.root):
+        return _looked_at(p, wrong, faults)
+
+
+def _looked_at(p: Minidisc, wrong: set[str], faults: list[Fault]) -> Checked:
+    """Return what has been checked after a look at the store, the device, the data set and the teacher."""
     unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
     faults += unwritable
     faults += _device(p.run) if not wrong & {"run", "run.device"} else []
@@ -69,6 +76,26 @@ def check(parameters: Mapping[str, Any]) -> Checked:
     if faults or corpus is None:
         raise InputFaults(faults)
     return Checked(parameters=p, corpus=corpus, teacher=teacher)
+
+
+@contextlib.contextmanager
+def _untouched(root: str | None) -> Iterator[None]:
+    """Remove what checking has put into the store, where the input is refused; what came from the hub stays."""
+    try:
+        cache = Path(root or os.devnull) / "cache"
+        missing = [path for path in (cache, *cache.parents) if not path.exists()]
+        before = set(os.listdir(cache)) if cache.is_dir() else set[str]()
+    except (OSError, ValueError):  # it cannot be a folder, which the check itself will say
+        missing, before, cache = [], set[str](), Path(os.devnull)
+    try:
+        yield
+    except InputFaults:
+        for name in set(os.listdir(cache)) - before - {"hub"} if cache.is_dir() else ():
+            shutil.rmtree(cache / name, ignore_errors=True)
+        for path in missing:
+            with contextlib.suppress(OSError, ValueError):  # one into which somebody has put something stays
+                path.rmdir()
+        raise
 
 
 def _validated(parameters: Mapping[str, Any]) -> tuple[Minidisc, set[str], list[Fault]]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from httpx import HTTPError
+from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 from pydantic import BaseModel
@@ -84,7 +86,7 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
         alive.hold(folder.root, run_id, attempt)
         alive.mark_dead(logger.warning)
         folder.begin(parameters)
-        return _conclude(folder, checked.parameters.run, _follow()(checked, _caller(folder, logger)))
+        return _conclude(folder, checked.parameters.run, _follow()(checked, _caller(folder, logger)), logger)
     except InputFaults:
         raise
     except Exception as error:
@@ -123,12 +125,16 @@ def _caller(folder: RunFolder, logger: Logger) -> Any:
     return call
 
 
-def _conclude(folder: RunFolder, execution: Execution, outcome: Any) -> dict[str, Any]:
-    """Publish what the run found, and write it into the run's folder."""
+def _conclude(folder: RunFolder, execution: Execution, outcome: Any, logger: Logger) -> dict[str, Any]:
+    """Write what the run found into its folder, and show it in the UI, where a server answers."""
     seeds = siblings(folder, outcome.result)
     report = outcome.report.folder.joinpath("report.md").read_text(encoding="utf8")
     run = f"[{folder.run_id}]({folder.url})" if folder.url else folder.run_id
     whole = page(report, outcome.result, seeds, run, execution)
-    publish.publish_report(whole)
-    publish.publish_tables(outcome.stages)
-    return folder.finish(outcome.result, whole)
+    result = folder.finish(outcome.result, whole)
+    try:
+        publish.publish_report(whole)
+        publish.publish_tables(outcome.stages)
+    except (HTTPError, PrefectException) as error:
+        logger.warning("the UI could not be given the report (%s): it is %s", error, result["paths"]["report"])
+    return result

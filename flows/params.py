@@ -52,7 +52,7 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -82,6 +82,8 @@ def _from_file(name: str) -> tuple[dict[str, Any], list[Fault]]:
         held = json.loads(Path(name).read_text(encoding="utf8"))
     except OSError as error:
         return {}, [fault("--params", name, f"cannot be read ({error.strerror})", "Give a JSON file that is there.")]
+    except RecursionError:
+        return {}, [fault("--params", name, "is nested too deep", 'Write it like {"student": {"scale": 0.05}}.')]
     except ValueError as error:
         return {}, [fault("--params", name, f"is not JSON ({error})", 'Write it like {"student": {"scale": 0.05}}.')]
     if not isinstance(held, dict):

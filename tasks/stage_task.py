@@ -22,7 +22,11 @@ from capgap_core.in_use import use
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
 from capgap_core.store import Address
-from tasks.progress import TaskProgress
+from tasks.progress import shown
+
+
+RESULTS = Path("prefect", "results")
+"""Where Prefect keeps the references of finished tasks, below the store's root; it may be removed at any time."""
 
 
 class StageTask(Protocol):
@@ -101,14 +105,15 @@ def stage_task(stage: str, description: str) -> StageTask:
     def run(
         recipe: BaseModel, inputs: Mapping[str, Input], execution: Execution, address: Address, label: str
     ) -> Reference:
-        progress = TaskProgress(label, get_run_logger())
-        return build(address.stage, recipe, inputs, execution=execution, progress=progress)
+        with shown(label, get_run_logger()) as progress:
+            return build(address.stage, recipe, inputs, execution=execution, progress=progress)
 
     def call(recipe: BaseModel, inputs: Mapping[str, Input], *, role: str = "", execution: Execution) -> Reference:
         address, _ = address_of(stage, recipe, inputs)
         made_in = store_of(execution)
-        step = run.with_options(result_storage=made_in.root / "prefect" / "results")
-        use(made_in.root, "-".join(address.parts))  # a hit does not reach the core
+        step = run.with_options(result_storage=made_in.root / RESULTS)
+        forget_foreign(made_in.root / RESULTS / _name(address))
+        use(made_in.root, _name(address))  # a hit does not reach the core
         with expecting(made_in.folder(address), execution):
             made = step(recipe, inputs, execution, address, f"{stage} {role}".strip())
         return cast("Reference", made)
@@ -116,5 +121,24 @@ def stage_task(stage: str, description: str) -> StageTask:
     return call
 
 
+def forget_foreign(record: Path) -> None:
+    """Remove a record of Prefect's that asks to be read in another way than ours is written.
+
+    Prefect reads a record with whatever serializer it names, and one that names pickle runs what is in it.
+    """
+    try:
+        named = json.loads(record.read_bytes())["metadata"]["serializer"]["type"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, RecursionError):
+        named = None
+    if named != ReferenceSerializer().type:
+        record.unlink(missing_ok=True)
+
+
 def _key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
-    return "-".join(parameters["address"].parts)
+    return _name(parameters["address"])
+
+
+def _name(address: Address) -> str:
+    return "-".join(address.parts)

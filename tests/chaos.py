@@ -31,7 +31,7 @@ VICTIMS = ("teacher", "sandwich", "distil")
 DOORS = ("deployment", "command", "retry")
 MOMENTS = {"training": 0.66, "commit": 0.16, "cancel": 0.06, "worker": 0.06, "server": 0.06}
 """What is killed, and when: the training process after a checkpoint or while it commits, who serves, the server; or
-the run is cancelled as the UI does it."""
+the run is cancelled as the UI does it. The share of the trials that each gets."""
 LONG: dict[str, Any] = {
     "dataset": "pydocs",
     "teacher_recipe": {"epochs": 8},
@@ -107,30 +107,31 @@ class Chaos:
     def __init__(self, place: Place, asked: dict[str, Any], *, seconds: float) -> None:
         self.place, self._asked, self._seconds = place, asked, seconds
         self.base = place.root / "base"
-        self.expected = self._through_command(self.base)["stages"]
+        self.undisturbed = self._through_command(self.base)
 
     def trial(self, number: int, draw: random.Random, *, stage: str = "", moment: str = "", door: str = "") -> Trial:
         """Kill one run, resume it, and compare; what is not given is drawn."""
         stage = stage or draw.choice(VICTIMS)
-        moment = moment or draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        made = Trial(number=number, stage=stage, moment=moment, door=door or draw.choice(DOORS))
+        made = Trial(number=number, stage=stage, moment=moment or "training", door=door or draw.choice(DOORS))
+        if made.moment in ("worker", "server"):
+            made.door = "none"
         root = self.place.root / f"trial-{number}"
-        before = self._copied(root, stage)
+        self._copy(root, stage)
         run = self._deployed(root)
         self._strike(root, run, made, draw)
-        if moment in ("training", "commit", "cancel"):
-            result = self._resumed(root, run, made.door)
+        before = {path: path.stat().st_ino for path in (root / "store").glob("*/*/*")}
+        if made.door == "none":
+            result = self._result(root, run)  # the process that trains was not touched, and has to end well
         else:
-            result = self._through_command(root)
+            result = self._resumed(root, run, made.door)
         self._compare(root, result, before, made)
         shutil.rmtree(root)
         return made
 
-    def _copied(self, root: Path, stage: str) -> dict[Path, int]:
-        """Copy the undisturbed store without one stage; return what was there, with the number of each folder."""
+    def _copy(self, root: Path, stage: str) -> None:
+        """Copy the undisturbed store without one stage."""
         shutil.copytree(self.base / "store", root / "store", copy_function=os.link)
         shutil.rmtree(root / "store" / stage)
-        return {path: path.stat().st_ino for path in (root / "store").glob("*/*/*")}
 
     def _parameters(self, root: Path) -> dict[str, Any]:
         run = {"root": str(root), "threads": 1, "device": "cpu", "checkpoint_seconds": self._seconds}
@@ -151,6 +152,7 @@ class Chaos:
         if made.moment == "commit":
             last = "metrics.parquet" if made.stage == "teacher" else "plan.parquet"
             self._wait(lambda: list(checkpoints.glob(f"*/*/out/{last}")), "a commit", pause=0.0005)
+            time.sleep(draw.uniform(0, 0.06))
         else:
             self._wait(lambda: list(checkpoints.glob("*/*/checkpoints/step-*")), "a checkpoint")
             time.sleep(draw.uniform(0, 3 * self._seconds))
@@ -166,7 +168,8 @@ class Chaos:
             kept = sorted(path.stat().st_mtime for path in checkpoints.glob("*/*/checkpoints/step-*/state.json"))
             made.lost = now - kept[-1] if kept else 0.0
             if list(root.glob(f"store/{made.stage}/*/*")):
-                made.moment += " (too late)"
+                inside = list(checkpoints.glob("*/*")) and made.moment == "commit"
+                made.moment += ", after the rename" if inside else " (too late)"
 
     def _cancel(self, run: str, made: Trial) -> None:
         begun = time.monotonic()
@@ -187,9 +190,12 @@ class Chaos:
             self._wait(lambda: self._state(run) in ("CRASHED", "CANCELLED"), "the run to be marked as crashed")
             command = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
             subprocess.run(command, env=self.place.environment, capture_output=True, check=True)
-        result = root / "runs" / run / "result.json"
-        self._wait(lambda: result.is_file() and json.loads(result.read_text())["status"] == "completed", "the result")
-        return json.loads(result.read_text())
+        return self._result(root, run)
+
+    def _result(self, root: Path, run: str) -> dict[str, Any]:
+        path = root / "runs" / run / "result.json"
+        self._wait(lambda: path.is_file() and json.loads(path.read_text())["status"] == "completed", "the result")
+        return json.loads(path.read_text())
 
     def _through_command(self, root: Path) -> dict[str, Any]:
         root.mkdir(exist_ok=True)
@@ -208,7 +214,8 @@ class Chaos:
         return str(json.loads(done.stdout).get("state_type") or "") if done.returncode == 0 else ""
 
     def _compare(self, root: Path, result: dict[str, Any], before: dict[Path, int], made: Trial) -> None:
-        for ours, theirs in zip(result["stages"], self.expected, strict=True):
+        """Find the problems; ``before`` has the number of each folder that was finished when the kill came."""
+        for ours, theirs in zip(result["stages"], self.undisturbed["stages"], strict=True):
             if ours["digest"] != theirs["digest"]:
                 made.problems.append(f"{ours['stage']} {ours['role']}: other bytes")
         for path, number in before.items():
@@ -261,22 +268,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     draw, trials = random.Random(given.seed), list[Trial]()
     with chaos(LONG, seconds=2.0) as place:
-        for number in range(given.trials):
-            trials.append(place.trial(number, draw))
-            t = trials[-1]
-            print(
-                f"{t.number:3d}  {t.stage:9s} {t.moment:20s} {t.door:11s} lost {t.lost:5.2f} s  "
-                f"resumed from {t.resumed_from_steps}  {'; '.join(t.problems) or 'equal'}", flush=True,
-            )  # fmt: skip
+        seconds = {s["stage"]: s["seconds"] for s in place.undisturbed["stages"] if s["stage"] in VICTIMS}
+        print(
+            "seconds of each stage, undisturbed: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items())
+        )
+        print(f"{'':3}  {'stage':9} {'killed in':24} {'resumed by':11} {'lost':>6}  from steps", flush=True)
+        for number, moment in enumerate(moments(given.trials, draw)):
+            trials.append(place.trial(number, draw, moment=moment))
+            print(line(trials[-1]), flush=True)
     resumed = [t for t in trials if t.moment == "training" and any(t.resumed_from_steps)]
-    commits = [t for t in trials if t.moment == "commit"]
+    commits = [t for t in trials if t.moment in ("commit", "commit, after the rename")]
     bad = [t for t in trials if t.problems]
     worst = max((t.lost for t in trials if t.moment == "training"), default=0.0)
     print(
-        f"{len(trials) - len(bad)} of {len(trials)} equal; {len(resumed)} resumed from a checkpoint, "
-        f"{len(commits)} killed in a commit; at most {worst:.2f} s lost"
+        f"{len(trials) - len(bad)} of {len(trials)} equal; {len(resumed)} killed in training and resumed from a "
+        f"checkpoint, {len(commits)} killed in a commit; at most {worst:.2f} s lost in training"
     )
     return 1 if bad else 0
+
+
+def moments(count: int, draw: random.Random) -> list[str]:
+    """Return the moment of each trial in a drawn order, every moment with its share of them."""
+    shares = {moment: round(share * count) for moment, share in MOMENTS.items() if moment != "training"}
+    found = [moment for moment, number in shares.items() for _ in range(number)]
+    found = (["training"] * (count - len(found)) + found)[:count]
+    draw.shuffle(found)
+    return found
+
+
+def line(t: Trial) -> str:
+    """Return a trial as a line of the table."""
+    steps = ", ".join(map(str, t.resumed_from_steps)) or "-"
+    end = "; ".join(t.problems) or "equal"
+    return f"{t.number:3d}  {t.stage:9} {t.moment:24} {t.door:11} {t.lost:5.2f}s  {steps:12} {end}"
 
 
 if __name__ == "__main__":
