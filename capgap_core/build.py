@@ -144,13 +144,14 @@ def _make(
     started, clock = datetime.now(UTC), time.monotonic()
     module = _imported(address.stage, modules)
     made: Made = module.run(recipe, inputs, out, execution=execution, progress=progress)
+    summary = json.loads(json.dumps(made.summary, sort_keys=True))  # as whoever finds the stage finished will read it
     files = stores.list_files(out)
     record = Record(
         stage=address.stage,
         identity=address.identity,
         code=address.code,
         code_modules=modules,
-        digest=_digest(files, made.summary),
+        digest=_digest(files, summary),
         recipe={"hashed": canonical(recipe), "given": recipe.model_dump(mode="json")},
         inputs={name: _described(item) for name, item in inputs.items()},
         data_digest=getattr(recipe, "content", None),
@@ -165,7 +166,7 @@ def _make(
         attempts=attempt,
         resumptions=len(made.resumed),
         resumed_from_steps=made.resumed,
-        summary=made.summary,
+        summary=summary,
         files=files,
     )
     return record.reference(store.commit(address, record), reused=False, why=why)

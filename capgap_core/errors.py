@@ -42,9 +42,6 @@ def _line(text: str, longest: int) -> str:
 class CapgapError(Exception):
     """The root of every error that capgap raises on purpose."""
 
-    run_id: str | None = None
-    """The run that ended by it, where a run had begun."""
-
 
 class InputFaults(CapgapError):
     """Every fault found in the input, before any stage has started."""

@@ -91,6 +91,7 @@ def _run(given: argparse.Namespace) -> int:
 
 def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, Any], int]:
     """Return the result of a run in this process, finished or not, and the exit status."""
+    before = {result["run_id"] for result in runs.results(root)}
     try:
         return flow_of(name)(**parameters), COMPLETED
     except InputFaults as faults:  # what was there at the check has gone since
@@ -98,9 +99,11 @@ def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, A
         return runs.failure(name, faults), BAD_INPUT
     except Exception as error:
         say(f"{type(error).__name__}: {error}")
-        own = getattr(error, "run_id", None)
-        ended = [result for result in runs.results(root) if own and result["run_id"] == own]
-        return ended[0] if ended else runs.failure(name, error), FAILED
+        ended = runs.ended(root, parameters, before)
+        if ended is not None and ended["status"] == "completed":
+            say("the run is complete; the Prefect server could not be told so")
+            return ended, COMPLETED
+        return ended or runs.failure(name, error), FAILED
 
 
 def _print_failure(given: argparse.Namespace, failed: dict[str, Any], status: int) -> int:

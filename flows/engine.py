@@ -91,7 +91,6 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
         raise
     except Exception as error:
         named = folder.named(error)
-        named.run_id = folder.run_id
         _note(folder, named, logger)
         raise named from error
     except BaseException as error:

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,31 @@ class RunFolder:
 
 
 def results(root: Path) -> list[dict[str, Any]]:
-    """Return the results of every run that has ended, newest first."""
+    """Return the results of every run that has ended, newest first, but for those that ``unreadable`` names."""
     paths = sorted((root / "runs").glob("*/result.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-    return [json.loads(path.read_text(encoding="utf8")) for path in paths]
+    found = (_read(path) for path in paths)
+    return [held for held in found if held is not None]
+
+
+def unreadable(root: Path) -> list[Path]:
+    """Return what runs have written of themselves and cannot be read; the store does not rest on it."""
+    paths = sorted([*(root / "runs").glob("*/result.json"), *(root / "runs").glob("*/params.json")])
+    return [path for path in paths if _read(path) is None]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        held = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(held, dict) and (path.name != "result.json" or held.get("schema") == SCHEMA)
+    return held if whole else None
+
+
+def ended(root: Path, parameters: Mapping[str, Any], before: Collection[str]) -> dict[str, Any] | None:
+    """Return the newest result of these parameters that is none of the runs ``before``."""
+    new = (held for held in results(root) if held["run_id"] not in before)
+    return next((held for held in new if _read(folder_of(root, held["run_id"]) / "params.json") == parameters), None)
 
 
 def siblings(folder: RunFolder, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:

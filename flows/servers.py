@@ -21,6 +21,8 @@ from flows.places import named_api
 
 PORT = 4200
 """Tried first; Prefect's own default."""
+PORTS = 5
+"""Ports tried one after the other, where each is taken by somebody else just before the server has it."""
 PATIENCE = 120.0
 """Seconds a server may take: its first start on a slow machine makes its data base."""
 GRACE = 30.0
@@ -157,16 +159,42 @@ def start_server(root: Path) -> tuple[Child, str]:
     """Start a server of capgap's own on this machine only; return it and the address of its API."""
     home(root).mkdir(parents=True, exist_ok=True)
     with _locked(home(root) / "start.lock"):  # two that make one data base at once would fail
-        port = free_port()
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        url = f"http://127.0.0.1:{port}/api"
-        child = Child(command, environment(root, url), home(root) / "server.log")
-        try:
-            wait_for(lambda: healthy(url), child, "the Prefect server")
-        except BaseException:
-            child.stop()
-            raise
-    return child, url
+        for _ in range(PORTS):
+            url = f"http://127.0.0.1:{free_port()}/api"
+            child = server_at(root, url)
+            if child is not None:
+                return child, url
+    raise Ended(f"of {PORTS} free ports on 127.0.0.1 each was taken by another process before the server had it")
+
+
+def server_at(root: Path, url: str) -> Child | None:
+    """Start a server at this address and wait until it answers; nothing where another process took its port first.
+
+    Raises
+    ------
+    Ended
+        Where it does not start.
+    """
+    port = url.rpartition(":")[2].partition("/")[0]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+    child = Child(command, environment(root, url), home(root) / "server.log")
+    try:
+        wait_for(lambda: _home_of(url) == str(home(root)), child, "the Prefect server")
+    except BaseException as error:
+        child.stop()
+        if isinstance(error, Ended) and "already in use" in child.last_lines():
+            return None
+        raise
+    return child
+
+
+def _home_of(url: str) -> str | None:
+    """Return the folder of the server that answers at this address: that of another may have been quicker."""
+    try:
+        with _direct().open(f"{url}/admin/settings", timeout=5) as answer:
+            return str(json.loads(answer.read()).get("home"))
+    except (OSError, ValueError):
+        return None
 
 
 def free_port() -> int:
@@ -184,12 +212,16 @@ def free_port() -> int:
 
 def healthy(url: str) -> bool:
     """Return whether a Prefect server answers at this address."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(f"{url}/health", timeout=5) as answer:
+        with _direct().open(f"{url}/health", timeout=5) as answer:
             return answer.status == 200
     except (OSError, urllib.error.URLError):
         return False
+
+
+def _direct() -> urllib.request.OpenerDirector:
+    """Return what asks a server on this machine, past any proxy."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def named(say: Callable[[str], None], more: str = "") -> str | None:

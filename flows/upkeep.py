@@ -5,7 +5,7 @@ from pathlib import Path
 
 from capgap_core import garbage, store as stores
 from capgap_core.errors import Damaged, StoreError
-from flows import present
+from flows import present, runs
 
 Say = Callable[[str], None]
 
@@ -22,12 +22,13 @@ def verify(root: Path, say: Say) -> int:
             continue
         if (record.stage, record.identity, record.code) != folder.parts[-3:]:
             faults.append(f"{folder}: holds the result of another address")
-    for fault in faults:
+    odd = runs.unreadable(root)
+    for fault in [*faults, *(f"{path}: cannot be read" for path in odd)]:
         say(fault)
     print(f"{len(folders)} finished stages, {len(folders) - len(faults)} whole, {len(faults)} not")
     if faults:
         say("a run that needs one of these sets it aside and makes it again")
-    return 1 if faults else 0
+    return 1 if faults or odd else 0
 
 
 def collect(root: Path, *, apply: bool, unfinished: bool, say: Say) -> int:

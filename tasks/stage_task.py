@@ -24,7 +24,6 @@ from capgap_core.records import Input, Reference
 from capgap_core.store import Address
 from tasks.progress import shown
 
-
 RESULTS = Path("prefect", "results")
 """Where Prefect keeps the references of finished tasks, below the store's root; it may be removed at any time."""
 

@@ -90,10 +90,9 @@ class Place:
         os.killpg(self.server.process.pid, signal.SIGKILL)
         self.server.process.wait()
         time.sleep(5)
-        port = self.url.split(":")[2].split("/")[0]
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
-        self.server = servers.Child(command, self.environment, self.root / "server.log")
-        servers.wait_for(lambda: servers.healthy(self.url), self.server, "the Prefect server")
+        again = servers.server_at(self.root, self.url)
+        assert again is not None, "its port was taken"
+        self.server = again
 
     def stop(self) -> None:
         """End both."""

@@ -116,3 +116,20 @@ def test_a_named_server_that_does_not_answer_is_said(words, environment, tmp_pat
     assert "Traceback" not in done.stderr
     if "--json" in words:
         assert json.loads(done.stdout)["status"] == "failed"
+
+
+def test_a_server_whose_port_another_took_first_is_started_on_the_next(monkeypatch, tmp_path):
+    """Two that start together may both find one port free; what answers there is then not always one's own."""
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    first, url = servers.start_server(tmp_path / "first")
+    try:
+        ports = iter([int(url.split(":")[2].split("/")[0]), servers.free_port()])
+        monkeypatch.setattr(servers, "free_port", lambda: next(ports))
+        second, other = servers.start_server(tmp_path / "second")
+        second.stop()
+        assert other != url
+        assert not servers.healthy(other)
+        assert servers.healthy(url)
+    finally:
+        first.stop()
