@@ -5,7 +5,7 @@ import difflib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,18 @@ class Checked:
     """Null where the teacher is trained from scratch."""
 
 
-def check(parameters: Mapping[str, Any]) -> Checked:
+Within = Callable[[Path], contextlib.AbstractContextManager[None]]
+
+
+def check(parameters: Mapping[str, Any], *, within: Within | None = None) -> Checked:
     """Return the checked parameters of ``minidisc``.
+
+    Parameters
+    ----------
+    parameters
+        What was asked for, with the store in ``run.root``.
+    within
+        Given the store, once it is known to be one, a context in which the rest is looked at: it may take minutes.
 
     Raises
     ------
@@ -48,17 +58,17 @@ def check(parameters: Mapping[str, Any]) -> Checked:
     p, wrong, faults = _validated(parameters)
     faults += _across(p, wrong)
     with _untouched(p.run.root):
-        return _looked_at(p, wrong, faults)
+        unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
+        root = None if unwritable else p.run.root
+        with within(Path(root)) if within and root else contextlib.nullcontext():
+            return _looked_at(p, wrong, faults + unwritable, root)
 
 
-def _looked_at(p: Minidisc, wrong: set[str], faults: list[Fault]) -> Checked:
-    """Return what has been checked after a look at the store, the device, the data set and the teacher."""
-    unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
-    faults += unwritable
+def _looked_at(p: Minidisc, wrong: set[str], faults: list[Fault], root: str | None) -> Checked:
+    """Return what has been checked after a look at the device, the data set and the teacher."""
     faults += _device(p.run) if not wrong & {"run", "run.device"} else []
     corpus: Corpus | None = None
     teacher: GivenTeacher | None = None
-    root = None if unwritable else p.run.root
     if not wrong & READING:
         try:
             with tempfile.TemporaryDirectory() as elsewhere:

@@ -7,7 +7,8 @@ free has died: it is marked as Crashed, with the command that resumes it.
 import fcntl
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import PrefectException
 from prefect.states import Crashed
 
+from capgap_core.errors import InputFaults
 from flows.places import rooted
 from flows.runs import resume_command
 
@@ -41,6 +43,21 @@ def hold(root: Path, run_id: str, attempt: int) -> None:
         fcntl.flock(_held[run_id], fcntl.LOCK_EX)
     os.ftruncate(_held[run_id], 0)
     os.pwrite(_held[run_id], _holder(attempt).encode(), 0)
+
+
+@contextmanager
+def holding(root: Path, run_id: str, attempt: int) -> Iterator[None]:
+    """Hold the lock from here on, unless the input is refused meanwhile: then nothing of it is left."""
+    hold(root, run_id, attempt)
+    try:
+        yield
+    except InputFaults:
+        path = _lock(root, run_id)
+        os.close(_held.pop(run_id))
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's locks stay
+            path.parent.rmdir()
+        raise
 
 
 def mark_dead(say: Callable[[str], None]) -> None:

@@ -80,10 +80,9 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
     parameters = rooted(dict(asked))
     run_id = str(flow_run.get_id())
     attempt = flow_run.get_run_count()
-    checked = preflight.check(parameters)
+    checked = preflight.check(parameters, within=lambda root: alive.holding(root, run_id, attempt))
     folder = RunFolder(name, Path(parameters["run"]["root"]), run_id, url_for("flow-run", obj_id=run_id))
     try:
-        alive.hold(folder.root, run_id, attempt)
         alive.mark_dead(logger.warning)
         folder.begin(parameters)
         return _conclude(folder, checked.parameters.run, _follow()(checked, _caller(folder, logger)), logger)

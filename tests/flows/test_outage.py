@@ -9,69 +9,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from chaos import LONG
+from going import Going
 
-from flows import servers
 from tasks.progress import Newest
-
-REPO = Path(__file__).resolve().parents[2]
-AWAY = {**LONG, "teacher_recipe": {"epochs": 4}, "sandwich": {"grid": [0.5], "epochs": 0.3}}
-AWAY["student"] = {"scale": 0.1, "epochs": 0.3, "controls": False}
-
-
-class Going:
-    """A run of the command line against a server of its own, which trains its teacher now."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.server, self.url = servers.start_server(root)
-        own = {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-        self.environment = {**servers.environment(root, self.url), **own}
-        asked = {**AWAY, "run": {"root": str(root), "threads": 1, "device": "cpu", "checkpoint_seconds": 0.5}}
-        (root / "asked.json").write_text(json.dumps(asked), encoding="utf8")
-        self.said = root / "said.txt"
-        self.command = self.begin()
-        self.until(lambda: list(root.glob("work/teacher/*/*/checkpoints/step-*")))
-
-    def begin(self) -> "subprocess.Popen[str]":
-        words = [sys.executable, "-m", "flows.cli", "run", "minidisc", "--json", "--params"]
-        words.append(str(self.root / "asked.json"))
-        with self.said.open("w") as said:
-            return subprocess.Popen(
-                words, env=self.environment, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=said
-            )
-
-    def until(self, found: Any, patience: float = 120.0) -> None:
-        deadline = time.monotonic() + patience
-        while not found():
-            assert time.monotonic() < deadline, self.said.read_text()
-            assert self.command.poll() is None, self.said.read_text()
-            time.sleep(0.1)
-
-    def result(self) -> dict[str, Any]:
-        out, _ = self.command.communicate(timeout=600)
-        assert self.command.returncode == 0, self.said.read_text()
-        return json.loads(out)
-
-    def kill_server(self) -> None:
-        os.killpg(self.server.process.pid, signal.SIGKILL)
-        self.server.process.wait()
-
-    def start_server_again(self) -> None:
-        again = servers.server_at(self.root, self.url)
-        assert again is not None, "its port was taken"
-        self.server = again
 
 
 @pytest.fixture
 def going(tmp_path: Path) -> Iterator[Going]:
     made = Going(tmp_path)
     yield made
-    made.command.kill()
-    made.server.stop()
+    made.close()
 
 
 def away(going: Going, seconds: float) -> None:
