@@ -135,7 +135,7 @@ def beside(out_dir: Path, execution: Execution, progress: Progress) -> Checkpoin
     """Return the checkpoints of the stage that writes into ``out_dir``."""
     machine = {
         "device": str(device_of(execution)), "processor": name(device_of(execution)),
-        "threads": threads_of(execution), "torch": torch.__version__,
+        "threads": threads_of(execution), "deterministic": execution.deterministic, "torch": torch.__version__,
     }  # fmt: skip
     folder = out_dir.parent / "checkpoints"
     return Checkpoints(folder, every=execution.checkpoint_seconds, machine=machine, progress=progress)

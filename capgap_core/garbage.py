@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,10 +49,10 @@ def find(root: Path, *, unfinished: bool = False) -> list[Waste]:
     reached = _reached(store)
     found = [
         _waste("stage", store.folder(a), "no report rests on it")
-        for a in _addresses(root / "store")
+        for a in stores.addresses(root / "store")
         if a not in reached
     ]
-    for address in _addresses(root / "work"):
+    for address in stores.addresses(root / "work"):
         if store.folder(address).is_dir():
             found.append(_waste("leftover", store.work(address), "its stage is finished"))
         elif unfinished:
@@ -77,7 +77,10 @@ def remove(root: Path, waste: Sequence[Waste]) -> list[Waste]:
             if _moved(Store(root), address, item, target):
                 targets.append((item, target))
     for _, target in targets:
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
     return [item for item, _ in targets]
 
 
@@ -105,7 +108,7 @@ def _moved(store: Store, address: Address, item: Waste, target: Path) -> bool:
 
 def _reached(store: Store) -> set[Address]:
     """Return every stage that a report rests on, the reports among them."""
-    waiting = [a for a in _addresses(store.root / "store") if a.stage == "report"]
+    waiting = [a for a in stores.addresses(store.root / "store") if a.stage == "report"]
     reached: set[Address] = set()
     while waiting:
         address = waiting.pop()
@@ -116,13 +119,6 @@ def _reached(store: Store) -> set[Address]:
         for item in record["inputs"].values():
             waiting.append(Address(stage=item["stage"], identity=item["identity"], code=item["code"]))
     return reached
-
-
-def _addresses(folder: Path) -> Iterator[Address]:
-    for path in sorted(folder.glob("*/*/*")):
-        if path.is_dir():
-            stage, identity, code = path.relative_to(folder).parts
-            yield Address(stage=stage, identity=identity, code=code)
 
 
 def _waste(kind: Kind, path: Path, why: str) -> Waste:

@@ -1,6 +1,7 @@
 """What this machine can do: the device, the precision that is fast on it, and a place to run in."""
 
 import gc
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -59,7 +60,7 @@ def ready(execution: Execution, *, seed: int = 0) -> Iterator[torch.device]:
     torch.set_flush_denormal(True)
     before = torch.get_num_threads()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), _deterministic(execution.deterministic):
         torch.manual_seed(seed)
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
@@ -68,6 +69,19 @@ def ready(execution: Execution, *, seed: int = 0) -> Iterator[torch.device]:
         finally:
             torch.set_num_threads(before)
             torch.set_flush_denormal(not kept)
+
+
+@contextmanager
+def _deterministic(asked: bool) -> Iterator[None]:
+    """Refuse operations whose result may differ from one time to the next, where that was asked for."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, before its first use
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def free_memory() -> None:

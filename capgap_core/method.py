@@ -253,5 +253,16 @@ def command_of(p: Minidisc) -> str:
     for name, value in asked.items():
         parts = {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
         for key, held in parts.items():
-            words += ["-p", shlex.quote(f"{key}={held if isinstance(held, str) else json.dumps(held)}")]
+            words += ["-p", shlex.quote(f"{key}={held if _is_plain(held) else json.dumps(held)}")]
     return " ".join(words)
+
+
+def _is_plain(held: object) -> bool:
+    """Return whether a value is a text that would not be read as JSON, so that it can stand as it is."""
+    if not isinstance(held, str):
+        return False
+    try:
+        json.loads(held)
+    except (ValueError, RecursionError):
+        return True
+    return False

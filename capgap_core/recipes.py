@@ -198,6 +198,9 @@ class Execution(BaseModel):
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, le=86400, description="Seconds after which training is kept, to go on from there."
     )
+    deterministic: bool = Field(
+        default=False, description="Use only operations that give the same bits each time; a CPU's always do."
+    )
     verify: Literal["checksum", "sizes"] = Field(
         default="checksum", description="What is checked of a finished stage before it is used."
     )

@@ -70,15 +70,12 @@ class Store:
             Where the folder is there and does not hold what its record says.
         """
         folder = self.folder(address)
-        return verified_record(folder, verify=self._verify) if folder.is_dir() else None
+        return verified_record(folder, verify=self._verify) if os.path.lexists(folder) else None
 
     def codes(self, stage: str, identity: str) -> list[Address]:
         """Return the addresses of one identity made by any code, newest first."""
-        parent = self.root / "store" / stage / identity
-        if not parent.is_dir():
-            return []
-        folders = sorted((f for f in parent.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime_ns, reverse=True)
-        return [Address(stage=stage, identity=identity, code=f.name) for f in folders]
+        found = addresses(self.root / "store", f"{stage}/{identity}/*")
+        return sorted(found, key=lambda a: self.folder(a).stat().st_mtime_ns, reverse=True)
 
     def set_aside(self, address: Address, why: str) -> Path:
         """Move a damaged result to ``trash`` with its reason beside it; return where it went."""
@@ -117,6 +114,17 @@ class Store:
         finally:  # the result is there, whatever becomes of the rest
             shutil.rmtree(self.work(address), ignore_errors=True)
         return target
+
+
+def addresses(folder: Path, pattern: str = "*/*/*") -> list[Address]:
+    """Return what lies in ``store`` or ``work``; links and folders of other names are not ours, and left alone."""
+    found = []
+    for path in sorted(folder.glob(pattern)):
+        stage, identity, code = parts = path.relative_to(folder).parts
+        linked = any(link.is_symlink() for link in (path, *path.parents[:2]))
+        if path.is_dir() and not linked and all(map(_NAME.fullmatch, parts)):
+            found.append(Address(stage=stage, identity=identity, code=code))
+    return found
 
 
 def list_files(folder: Path) -> tuple[StoredFile, ...]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def _one(result: dict[str, Any]) -> str:
 def _records(root: Path, what: str) -> list[Path]:
     """Return the records that a path, or ``stage/identity`` with a shortened identity, stands for."""
     for place in (Path(what), root / what, root / "store" / what):
-        if (place / RECORD).is_file():
-            return [place / RECORD]
+        with suppress(OSError):  # a name that no file can have
+            if (place / RECORD).is_file():
+                return [place / RECORD]
     stage, _, identity = what.strip("/").partition("/")
     if not stage or not identity:
         return []

@@ -12,7 +12,8 @@ Say = Callable[[str], None]
 
 def verify(root: Path, say: Say) -> int:
     """Check size and checksum of every file of every finished stage; return 1 where one is not whole."""
-    folders = sorted(path for path in (root / "store").glob("*/*/*") if path.is_dir())
+    store = stores.Store(root)
+    folders = [store.folder(address) for address in stores.addresses(root / "store")]
     faults = []
     for folder in folders:
         try:
@@ -35,7 +36,7 @@ def collect(root: Path, *, apply: bool, unfinished: bool, say: Say) -> int:
     """List what may go from the store, or remove it; return the exit status."""
     try:
         waste = garbage.find(root, unfinished=unfinished)
-    except Damaged as error:
+    except StoreError as error:
         say(f"{error}\nwhat this report rests on is not known, so nothing is removed: capgap show --verify")
         return 1
     gone = garbage.remove(root, waste) if apply else waste

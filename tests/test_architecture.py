@@ -78,6 +78,39 @@ def test_no_pickle():
             assert not {name.split(".")[0] for name in names} & {"pickle", "cloudpickle", "dill", "joblib"}, path
 
 
+def calls(path):
+    """Yield the dotted name of each call in a file, with its keywords and their sources."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+
+
+def unsafe(name, words):
+    """Return whether a call could run what it reads."""
+    if name.endswith("torch.load"):
+        return words.get("weights_only") != "True"
+    return (
+        name in ("eval", "exec", "__import__")
+        or name.endswith(("read_pickle", "to_pickle", "yaml.load", "marshal.loads", "shelve.open"))
+        or words.get("trust_remote_code", "False") != "False"
+        or words.get("allow_pickle", "False") != "False"
+        or words.get("shell", "False") != "False"
+    )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_call_runs_what_it_reads(path):
+    assert [name for name, words in calls(path) if unsafe(name, words)] == []
+
+
+@pytest.mark.parametrize(
+    "call", ["torch.load(p)", "f(x, trust_remote_code=True)", "exec(t)", "np.load(p, allow_pickle=1)"]
+)
+def test_such_a_call_would_be_seen(call, tmp_path):
+    (tmp_path / "a.py").write_text(call)
+    assert [unsafe(name, words) for name, words in calls(tmp_path / "a.py")] == [True]
+
+
 def test_the_file_map_of_the_readme_is_the_tree() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf8").split("## Files")[1]
     named = set(re.findall(r"`([\w./*]+\.py)`", text))

@@ -1,6 +1,7 @@
 """Identity and fingerprint: what is alike has one name in every process, what is not has another."""
 
 import ast
+import random
 import subprocess
 import sys
 from enum import Enum
@@ -11,6 +12,7 @@ from hypothesis import given, strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import fingerprint, identity, syntax
+from capgap_core.stages import distil
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -82,6 +84,36 @@ def test_a_field_at_its_default_does_not_move_the_identity() -> None:
 
     assert name_of(Small(steps=3)) == name_of(Older(steps=3))
     assert name_of(Small(steps=3, rate=0.25)) != name_of(Older(steps=3))
+
+
+trainings = st.fixed_dictionaries({
+    "steps": st.sampled_from([1, 2]), "learning_rate": st.sampled_from([1e-3, 1e-3 + 1e-19, 0.1]),
+    "batch_size": st.sampled_from([1, 2]), "micro_batch": st.sampled_from([1, 2]),
+    "weight_decay": st.sampled_from([0.0, -0.0, 1.0]), "warmup": st.sampled_from([0.0, 0.1]),
+    "clip": st.sampled_from([1.0, 5.0]), "dtype": st.sampled_from(["float32", "bfloat16"]),
+    "seed": st.sampled_from([1, 2]),
+})  # fmt: skip
+distillations = st.builds(
+    lambda family, temperature, training, reverse: distil.Recipe.model_validate({
+        "family": family, "temperature": temperature,
+        "training": dict(reversed(training.items())) if reverse else training,
+    }),
+    st.sampled_from(["bert", "other"]), st.sampled_from([1.0, 2.0]), trainings, st.booleans(),
+)  # fmt: skip
+
+
+@given(distillations, distillations)
+def test_recipes_have_one_identity_exactly_when_they_are_the_same(a: distil.Recipe, b: distil.Recipe) -> None:
+    """Whatever the order in which their fields were given; -0.0 and 0.0 are told apart, which only costs a run."""
+    same = exact(a.model_dump()) == exact(b.model_dump())
+    assert (name_of(a, teacher="t") == name_of(b, teacher="t")) == same
+
+
+@given(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3), st.randoms())
+def test_the_order_of_inputs_does_not_move_the_identity(inputs: dict[str, str], draw: random.Random) -> None:
+    turned = list(inputs.items())
+    draw.shuffle(turned)
+    assert name_of(Small(steps=3), **inputs) == name_of(Small(steps=3), **dict(turned))
 
 
 def test_the_identity_is_the_same_in_another_process() -> None:
