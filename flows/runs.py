@@ -135,8 +135,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def ended(root: Path, parameters: Mapping[str, Any], before: Collection[str]) -> dict[str, Any] | None:
     """Return the newest result of these parameters that is none of the runs ``before``."""
+    asked = Minidisc.model_validate(parameters)
     new = (held for held in results(root) if held["run_id"] not in before)
-    return next((held for held in new if _read(folder_of(root, held["run_id"]) / "params.json") == parameters), None)
+    return next((held for held in new if _parameters(folder_of(root, held["run_id"])) == asked), None)
 
 
 def siblings(folder: RunFolder, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:

@@ -1,0 +1,74 @@
+"""Where memory lacks: an error that names the knob, or the stage again under the identity of what fits."""
+
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+
+from capgap_core import chain, training
+from capgap_core.errors import OutOfMemory
+from capgap_core.outcome import Outcome
+from capgap_core.recipes import Minidisc
+
+FITS = 5
+
+
+def run(folder: Path, root: str, *, student: dict[str, Any] | None = None, **execution: Any) -> Outcome:
+    asked: dict[str, Any] = {
+        **builders.TINY, "dataset": str(builders.single_csv(folder)), "sandwich": {"grid": [0.3], "epochs": 0.2},
+        "teacher_recipe": {**builders.TINY["teacher_recipe"], "epochs": 0.2, "micro_batch": 4},
+        "student": {"scale": 0.2, "epochs": 0.2, "batch_size": 16, "controls": False, **(student or {})},
+        "run": {"root": str(folder / root), "threads": 1, **execution},
+    }  # fmt: skip
+    asked["sandwich"]["micro_batch"] = 4
+    p = Minidisc.model_validate(asked)
+    return chain.minidisc(**{name: getattr(p, name) for name in asked})
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have torch run out of memory above some examples at once; return how many were tried."""
+    tried: list[int] = []
+    real = training._differentiate
+
+    def differentiate(*args: Any) -> Any:
+        asked = args[2].micro_batch
+        if asked > FITS:
+            tried.append(asked)
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+            )
+        return real(*args)
+
+    monkeypatch.setattr(training, "_differentiate", differentiate)
+    return tried
+
+
+def distilled(outcome: Outcome) -> dict[str, Any]:
+    return next(s for s in outcome.result["stages"] if s["stage"] == "distil")
+
+
+def test_the_error_names_the_knob_to_turn(tmp_path: Path, small_memory: list[int]) -> None:
+    with pytest.raises(OutOfMemory, match=r"distil: there is not enough memory.*student\.micro_batch.*run\.auto_batch"):
+        run(tmp_path, "art")
+    assert small_memory == [16]
+
+
+def test_auto_batch_ends_under_the_identity_of_what_fits(tmp_path: Path, small_memory: list[int]) -> None:
+    """Which is the result of whoever had asked for that micro-batch at once."""
+    found = distilled(run(tmp_path, "art", auto_batch=True))
+    assert small_memory == [16, 8]
+    asked = distilled(run(tmp_path, "other", student={"micro_batch": 4}))
+    assert (found["identity"], found["digest"]) == (asked["identity"], asked["digest"])
+    again = run(tmp_path, "art", student={"micro_batch": 4})
+    assert distilled(again)["reused"]
+
+
+def test_auto_batch_ends_where_nothing_is_left_to_halve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(training, "_differentiate", none)
+    with pytest.raises(OutOfMemory, match="teacher"):
+        run(tmp_path, "art", auto_batch=True)

@@ -1,0 +1,93 @@
+"""What runs have written of themselves: found by its parameters, and passed over where it cannot be read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from capgap_core.recipes import Minidisc
+from flows import cli, runs
+
+
+def test_a_run_is_found_by_what_was_asked_for(first, tiny, root):
+    asked = {**tiny, "run": {"root": str(root), "threads": 1}}
+    assert runs.ended(root, asked, before=()) is not None
+    assert runs.ended(root, {**asked, "seed": 77}, before=()) is None
+    assert runs.ended(root, asked, before={held["run_id"] for held in runs.results(root)}) is None
+
+
+@pytest.mark.parametrize("held", [b"", b"{", b"[]", b"\xff", b"null", b'{"schema": "another"}', b"[" * 100_000])
+def test_what_cannot_be_read_stops_nobody_and_is_named(tmp_path, monkeypatch, capsys, held):
+    monkeypatch.setenv("CAPGAP_ARTIFACTS", str(tmp_path))
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_bytes(held)
+    assert runs.results(tmp_path) == []
+    assert cli.main(["show"]) == 0
+    assert cli.main(["show", "--verify"]) == 1
+    assert f"{folder / 'result.json'}: cannot be read" in capsys.readouterr().err
+
+
+def test_verify_counts_what_is_whole_and_names_what_is_not(first, tiny, root, monkeypatch, capsys):
+    from flows.minidisc import minidisc
+
+    monkeypatch.setenv("CAPGAP_ARTIFACTS", str(root))
+    assert cli.main(["show", "--verify"]) == 0
+    count = int(capsys.readouterr().out.split()[0])
+    assert count >= len(first["stages"])
+    table = Path(first["stages"][2]["path"], "record.json")
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-2])
+    assert cli.main(["show", "--verify"]) == 1
+    said = capsys.readouterr()
+    assert f"{count} finished stages, {count - 1} whole, 1 not" in said.out
+    assert str(table) in said.err
+    table.write_bytes(whole)
+    assert minidisc(**tiny, run={"root": str(root), "threads": 1})["steps_trained"] == 0
+
+
+def test_gc_lists_and_removes_what_no_report_rests_on(first, root, monkeypatch, capsys):
+    """In a copy, so that no stage of it is in use: all goes that the one report does not need."""
+    import shutil
+
+    copy = root.parent / "copied for gc"
+    shutil.copytree(root / "store", copy / "store")
+    report = Path(next(s["path"] for s in first["stages"] if s["stage"] == "report"))
+    monkeypatch.setenv("CAPGAP_ARTIFACTS", str(copy))
+    others = [path for path in (copy / "store" / "report").glob("*/*") if path.parent.name != report.parent.name]
+    for path in others:
+        shutil.rmtree(path)
+    assert cli.main(["gc"]) == 0
+    before = sorted((copy / "store").glob("*/*/*"))
+    shutil.rmtree(copy / "store" / "report")
+    assert cli.main(["gc"]) == 0
+    assert "would be freed" in capsys.readouterr().out
+    assert sorted((copy / "store").glob("*/*/*")) == [p for p in before if "report" not in p.parts]
+    assert cli.main(["gc", "--apply"]) == 0
+    assert "freed" in capsys.readouterr().out
+    assert list((copy / "store").glob("*/*/*")) == []
+    assert list((copy / "trash").iterdir()) == []
+
+
+def test_doctor_finds_what_will_do_and_what_will_not(prefect_server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CAPGAP_ARTIFACTS", str(tmp_path / "art"))
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    cli.main(["doctor"])
+    said = capsys.readouterr().out
+    for name in ("Python", "torch", "prefect", "fastapi", "store", "locks", "space", "server", "worker", "slots"):
+        assert f" {name}: " in said
+    assert "NOT  worker: nobody serves: capgap up" in said
+    assert "Traceback" not in said
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert cli.main(["doctor"]) == 1
+    assert "does not answer" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CAPGAP_ARTIFACTS", str(tmp_path / "file" / "below"))
+    assert cli.main(["doctor"]) == 1
+
+
+def test_parameters_of_another_version_are_no_siblings(tmp_path):
+    (tmp_path / "params.json").write_text(json.dumps({"no": "such"}))
+    assert runs._parameters(tmp_path) is None
+    (tmp_path / "params.json").write_text(Minidisc().model_dump_json())
+    assert runs._parameters(tmp_path) == Minidisc()
