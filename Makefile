@@ -3,7 +3,7 @@ PYTHON ?= python3
 STAMP := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: run up test check chaos results clean install
+.PHONY: run up test check chaos bench results clean install
 
 run: install
 	@$(BIN)/capgap up --run minidisc $(if $(filter 0,$(KEEP)),--no-keep)
@@ -24,6 +24,10 @@ check: install
 # Kills real runs at random moments and resumes them, N times (about a minute each).
 chaos: install
 	@$(BIN)/python tests/chaos.py $(or $(N),50)
+
+# Measures what the README says of speed (half an hour on a machine that does nothing else).
+bench: install
+	@$(BIN)/python tests/benchmarks/checkpoints.py
 
 # Makes every published run (hours), then the README's table: make results DATA=<folder of the sets> TEACHER=<folder>
 results: install

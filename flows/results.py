@@ -23,7 +23,6 @@ from flows.places import default_root
 PROJECT = Path(__file__).resolve().parents[1]
 PUBLISHED = PROJECT / "artifacts" / "published" / "minidisc.parquet"
 README = PROJECT / "README.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SETS: dict[str, tuple[str, int | None]] = {"sst-2": ("sst-2", 10_000), "sst-2-all": ("sst-2", None)}
 """Name → (folder, training rows drawn once); another name is that of its folder, with all its rows."""
 
@@ -161,17 +160,18 @@ def show_table(file: Path, readme: Path, *, check: bool) -> int:
     return 0
 
 
-def with_table(text: str, table: str) -> str:
-    """Return a text with the table between its two markers.
+def with_table(text: str, table: str, *, name: str = "results") -> str:
+    """Return a text with the table between the two markers of this name.
 
     Raises
     ------
     ValueError
         The text does not have each marker once, in their order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise ValueError(f"needs one {BEGIN} and after it one {END}")
-    return f"{text.partition(BEGIN)[0]}{BEGIN}\n{table}\n{END}{text.partition(END)[2]}"
+    begin, end = (f"<!-- {name}:{word} -->" for word in ("begin", "end"))
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ValueError(f"needs one {begin} and after it one {end}")
+    return f"{text.partition(begin)[0]}{begin}\n{table}\n{end}{text.partition(end)[2]}"
 
 
 def _folder(name: str, p: Minidisc) -> Path:

@@ -14,6 +14,7 @@ from capgap_core.recipes import Minidisc
 from capgap_core.records import Reference
 from flows import results
 
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SCORES = {"teacher": 0.87, "assistant": 0.86, "student": 0.82, "direct": 0.81, "direct_flops": 0.80, "slimmed": 0.7}
 
 
@@ -73,7 +74,7 @@ def test_hand_made_runs_reach_the_readme_and_a_changed_digit_is_seen(asked, file
     pd.testing.assert_frame_equal(frame, rows([results.run_of(r) for r in held]), check_dtype=False)
 
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{results.BEGIN}\nnothing\n{results.END}\nafter\n", encoding="utf8")
+    readme.write_text(f"before\n{BEGIN}\nnothing\n{END}\nafter\n", encoding="utf8")
     assert results.show_table(file, readme, check=True) == 1
     assert results.show_table(file, readme, check=False) == 0
     assert results.show_table(file, readme, check=True) == 0
@@ -143,7 +144,7 @@ def test_a_run_of_other_code_or_other_parameters_does_not_count(asked, file, tmp
     assert seen(file) == {("sst-2", 1)}
 
 
-@pytest.mark.parametrize("text", ["none", f"{results.END} {results.BEGIN}", results.BEGIN * 2 + results.END])
+@pytest.mark.parametrize("text", ["none", f"{END} {BEGIN}", BEGIN * 2 + END])
 def test_a_readme_without_its_markers_is_refused(text):
     with pytest.raises(ValueError, match="needs one"):
         results.with_table(text, "table")
@@ -157,3 +158,11 @@ def test_the_readme_shows_what_is_published():
     if not results.PUBLISHED.is_file():
         pytest.skip("nothing is published yet: python -m flows.results run")
     assert results.show_table(results.PUBLISHED, results.README, check=True) == 0
+
+
+def test_the_readme_says_what_the_published_rows_say_of_checkpoints() -> None:
+    from benchmarks import checkpoints
+
+    said = checkpoints.line(pq.read_table(checkpoints.FILE).to_pandas())
+    text = results.README.read_text(encoding="utf8")
+    assert results.with_table(text, said, name=checkpoints.NAME) == text
