@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from capgap_core.errors import CapgapError, InputFaults, StageFailed
 from capgap_core.recipes import Minidisc
 from capgap_core.records import Reference
+from capgap_core.shortages import explained
 from capgap_core.store import write_atomically
 
 SCHEMA = "capgap.run/1"
@@ -99,10 +100,11 @@ class RunFolder:
 
     def named(self, error: Exception) -> CapgapError:
         """Return the error as one that says which stage failed, why, and what resumes the run."""
-        said = f"Resume with: {self.resume}"
-        if isinstance(error, StageFailed):
-            return type(error)(error.stage, error.why, f"{error.remedy} {said}".strip())
-        return StageFailed(self.stage or self.flow, f"{type(error).__name__}: {error}", said)
+        said, where = f"Resume with: {self.resume}", self.stage or self.flow
+        told = error if isinstance(error, StageFailed) else explained(where, error)
+        if told is not None:
+            return type(told)(told.stage, told.why, f"{told.remedy} {said}".strip())
+        return StageFailed(where, f"{type(error).__name__}: {error}", said)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)

@@ -75,6 +75,19 @@ def found_and_made_again(asked: dict[str, Any], path: Path, how: str) -> None:
     shutil.rmtree(trash)
 
 
+def test_a_changed_input_file_is_another_data_set_and_the_old_one_is_still_there(asked: dict[str, Any]) -> None:
+    """One letter of one row; its size stays."""
+    file = Path(asked["dataset"])
+    held = file.read_bytes()
+    first = run(asked).result["stages"][0]
+    file.write_bytes(held.replace(b"sun", b"fun", 1))
+    changed = run(asked).result["stages"]
+    assert changed[0]["identity"] != first["identity"]
+    assert not any(stage["reused"] for stage in changed if stage["stage"] != "latency")
+    file.write_bytes(held)
+    assert all(stage["reused"] for stage in run(asked).result["stages"])
+
+
 def test_one_file_of_each_kind_and_stage(asked: dict[str, Any]) -> None:
     """Each stage and name of a file once, with one of the three harms by turns."""
     kinds: dict[tuple[str, str], Path] = {}
