@@ -4,7 +4,6 @@ Nothing that a living process uses is ever removed (``capgap_core.in_use``), nor
 made. Unfinished work, from which a run would go on, goes only where it is asked for.
 """
 
-import fcntl
 import os
 import shutil
 import time
@@ -15,6 +14,7 @@ from typing import Literal
 
 from capgap_core import store as stores
 from capgap_core.in_use import removing
+from capgap_core.locks import take
 from capgap_core.store import Address, Store
 
 Kind = Literal["stage", "trash", "leftover", "unfinished"]
@@ -96,11 +96,7 @@ def _moved(store: Store, address: Address, item: Waste, target: Path) -> bool:
     lock = store.lock(address)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if not item.path.is_dir():
+        if not take(held.fileno()) or not item.path.is_dir():
             return False
         os.rename(item.path, target)
     return True

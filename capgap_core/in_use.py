@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from capgap_core.locks import take
+
 _PREFIX, _SUFFIX = "using-", ".lock"
 _mine: dict[tuple[int, Path], tuple[int, set[str]]] = {}
 """(process, store) → the descriptor of this process's file, and what it holds already; never closed."""
@@ -31,7 +33,7 @@ def in_use(root: Path) -> set[str]:
     found: set[str] = set()
     for path in (root / "locks").glob(f"{_PREFIX}*{_SUFFIX}"):
         with path.open("r+", encoding="utf8") as file:
-            if _free(file.fileno()):
+            if take(file.fileno()):
                 path.unlink(missing_ok=True)  # its process has ended, and its name is never used again
             else:
                 found |= set(file.read().split())
@@ -50,14 +52,6 @@ def _begun(root: Path) -> tuple[int, set[str]]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return _mine.setdefault((os.getpid(), root), (descriptor, set()))
-
-
-def _free(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def held(path: Path, progress: Progress, *, poll: float = 0.2) -> Iterator[None]
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         told = False
-        while not _try(descriptor):
+        while not take(descriptor):
             if not told:
                 holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip() or "another process"
                 progress.message(f"waiting for {holder}, which is making the same result")
@@ -33,7 +33,8 @@ def held(path: Path, progress: Progress, *, poll: float = 0.2) -> Iterator[None]
         os.close(descriptor)
 
 
-def _try(descriptor: int) -> bool:
+def take(descriptor: int) -> bool:
+    """Lock an open file and return yes; no where somebody else has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -26,6 +26,7 @@ from prefect.exceptions import PrefectException
 from prefect.states import Crashed
 
 from capgap_core.errors import InputFaults
+from capgap_core.locks import take
 from flows.places import rooted
 from flows.runs import resume_command
 
@@ -95,9 +96,7 @@ def _mark(client: SyncPrefectClient, run: FlowRun) -> bool:
     if str(run.id) in _held or not path.is_file():
         return False  # this process's own, one that has not begun, or one of another host or store
     with path.open("r+", encoding="utf8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take(file.fileno()):
             return False
         now = client.read_flow_run(run.id)  # with the lock in hand: it may have ended, or begun again, just before
         if now.state is None or now.state.type not in GOING or file.read().strip() != _holder(now.run_count):
