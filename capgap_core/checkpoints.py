@@ -7,7 +7,6 @@ one is never taken for whole.
 """
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +48,10 @@ class Checkpoints:
         """Return whether the newest checkpoint is older than was asked for."""
         return time.monotonic() - self._clock >= self._every
 
+    def tell(self, text: str) -> None:
+        """Say one line to whoever watches."""
+        self._progress.message(text)
+
     def save(
         self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer, drawn: RandomState
     ) -> None:
@@ -57,19 +60,19 @@ class Checkpoints:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary = self._folder / UNFINISHED
-        shutil.rmtree(temporary, ignore_errors=True)
+        store.remove(temporary)
         temporary.mkdir()
         try:
             self._write(temporary, steps, model, optimizer, drawn)
             target = self._folder / f"step-{steps[-1].step:09d}"
-            shutil.rmtree(target, ignore_errors=True)
+            store.remove(target)
             os.rename(temporary, target)
         finally:  # where the disk is full, what is half-written only takes room
-            shutil.rmtree(temporary, ignore_errors=True)
+            store.remove(temporary)
         store.fsync_folder(self._folder)
         self.last = steps[-1].step
         for old in self._found()[KEPT:]:
-            shutil.rmtree(old)
+            store.remove(old)
         self._clock = time.monotonic()
 
     def _write(
@@ -95,24 +98,24 @@ class Checkpoints:
         OSError
             Where there are checkpoints, none is damaged, and none can be read now.
         """
-        shutil.rmtree(self._folder / UNFINISHED, ignore_errors=True)
+        store.remove(self._folder / UNFINISHED)
         unread: OSError | None = None
         for folder in self._found():
             try:
                 state = _verified(folder)
             except Damaged as error:
-                self._progress.message(f"a damaged checkpoint is passed over: {error}")
-                shutil.rmtree(folder)
+                self.tell(f"a damaged checkpoint is passed over: {error}")
+                store.remove(folder)
                 continue
             except OSError as error:  # it may be whole: not to be removed
-                self._progress.message(f"a checkpoint cannot be read and is passed over: {error}")
+                self.tell(f"a checkpoint cannot be read and is passed over: {error}")
                 unread = unread or error
                 continue
             self._compare(state["machine"])
             _put_back(folder, model, optimizer)
             self.last = int(state["step"])
             self.resumed = (*state["resumed"], self.last)
-            self._progress.message(f"goes on after step {self.last}")
+            self.tell(f"goes on after step {self.last}")
             return _unpacked(load_file(folder / "steps.safetensors"), state["terms"])
         if unread is not None:
             raise unread
@@ -125,7 +128,7 @@ class Checkpoints:
     def _compare(self, machine: Mapping[str, Any]) -> None:
         other = [f"{name} {machine.get(name)}" for name, value in self._machine.items() if machine.get(name) != value]
         if other:
-            self._progress.message(
+            self.tell(
                 f"the checkpoint was made with {', '.join(other)}: the last bits will differ from those of a run that "
                 "was not cut off"
             )

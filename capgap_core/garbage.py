@@ -5,9 +5,9 @@ made. Unfinished work, from which a run would go on, goes only where it is asked
 """
 
 import os
-import shutil
+import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ class Waste:
     why: str
 
 
-def find(root: Path, *, unfinished: bool = False) -> list[Waste]:
+def find(root: Path, *, unfinished: bool = False, kept: Collection[str] = ()) -> list[Waste]:
     """Return what may go.
 
     Parameters
@@ -39,14 +39,16 @@ def find(root: Path, *, unfinished: bool = False) -> list[Waste]:
         Of the store.
     unfinished
         Whether the work of stages that did not finish may go, too: their runs then begin these stages again.
+    kept
+        Finished stages that stay, too, as ``stage/identity/code``: those of runs that have not completed.
 
     Raises
     ------
-    Damaged
+    StoreError
         Where the record of a report cannot be read, so that nobody knows what it rests on.
     """
     store = Store(root)
-    reached = _reached(store)
+    reached = _reached(store) | {a for a in stores.addresses(root / "store") if "/".join(a.parts) in kept}
     found = [
         _waste("stage", store.folder(a), "no report rests on it")
         for a in stores.addresses(root / "store")
@@ -77,10 +79,7 @@ def remove(root: Path, waste: Sequence[Waste]) -> list[Waste]:
             if _moved(Store(root), address, item, target):
                 targets.append((item, target))
     for _, target in targets:
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+        stores.remove(target)
     return [item for item, _ in targets]
 
 
@@ -111,12 +110,19 @@ def _reached(store: Store) -> set[Address]:
         if address in reached or not store.folder(address).is_dir():
             continue
         reached.add(address)
-        record = stores.unsealed(store.folder(address) / stores.RECORD)
-        for item in record["inputs"].values():
+        record = stores.read_record(store.folder(address))
+        for item in record.inputs.values():
             waiting.append(Address(stage=item["stage"], identity=item["identity"], code=item["code"]))
     return reached
 
 
 def _waste(kind: Kind, path: Path, why: str) -> Waste:
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return Waste(kind=kind, path=path, bytes=sum(p.stat().st_size for p in files), why=why)
+    return Waste(kind=kind, path=path, bytes=sum(map(_size, [path, *path.rglob("*")])), why=why)
+
+
+def _size(path: Path) -> int:
+    try:
+        held = path.lstat()
+    except FileNotFoundError:  # somebody has just removed it
+        return 0
+    return held.st_size if stat.S_ISREG(held.st_mode) else 0

@@ -5,6 +5,7 @@ kernel frees when the process ends. Whoever removes stages and whoever asks for 
 so that a stage is either seen to be in use or gone before it is asked for.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -24,7 +25,9 @@ def use(root: Path, name: str) -> None:
     with _moment(root, fcntl.LOCK_SH):
         descriptor, held = _mine.get((os.getpid(), root)) or _begun(root)
         if name not in held:
-            os.write(descriptor, f"{name}\n".encode())
+            line = f"\n{name}\n".encode()  # what was cut short before it ends here
+            if os.write(descriptor, line) != len(line):  # the disk is full; half a name would protect nothing
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root))
             held.add(name)
 
 

@@ -9,13 +9,35 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from capgap_core import unreadable
 from capgap_core.columns import Column, Kind, Table
 from capgap_core.errors import Problems, fault
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where what has been read is kept, by its content."""
+
+    kept: Path
+    fresh: Path | None = None
+    """Where what is not kept yet goes, until it is known to be good; null: it is kept at once."""
+
+    def folder(self, content: str) -> Path:
+        """Return the folder of files with this content."""
+        kept = self.kept / content[:32]
+        return kept if self.fresh is None or kept.is_dir() else self.fresh / content[:32]
+
+    def keep(self) -> None:
+        """Keep what is fresh, but for what somebody else has kept meanwhile."""
+        for path in self.fresh.iterdir() if self.fresh is not None else ():
+            with suppress(OSError):
+                path.rename(self.kept / path.name)
+
 
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -53,7 +75,7 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def read_local(parts: dict[str, list[Path]], cache: Path, problems: Problems) -> dict[str, Table]:
+def read_local(parts: dict[str, list[Path]], cache: Cache, problems: Problems) -> dict[str, Table]:
     """Return part → table of those that can be read; what is wrong with the others goes to ``problems``."""
     tables = {part: _read_files(part, files, cache, problems) for part, files in parts.items()}
     unlike({part: table.content for part, table in tables.items() if table is not None}, problems)
@@ -71,7 +93,7 @@ def unlike(contents: dict[str, str], problems: Problems) -> None:
             problems.add(fault(field, part, rule, "Name another file or split for one of them."))
 
 
-def _read_files(part: str, files: list[Path], cache: Path, problems: Problems) -> Table | None:
+def _read_files(part: str, files: list[Path], cache: Cache, problems: Problems) -> Table | None:
     """Return the rows of a part's files, or None with a fault."""
     where = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
     builder = format_of(files[0])
@@ -91,7 +113,7 @@ def _read_files(part: str, files: list[Path], cache: Path, problems: Problems) -
         content = _content(files)
         rows = library().load_dataset(
             builder, data_files={"train": [str(path) for path in files]}, split="train",
-            cache_dir=str(cache / content[:32]), **options,
+            cache_dir=str(cache.folder(content)), **options,
         )  # fmt: skip
         table = table_of(part, where, rows, files=tuple(map(str, files)), content=content)
         doubled = [name for name in table.columns if re.sub(r"\.[0-9]+$", "", name) in table.columns.keys() - {name}]

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from capgap_core import parts
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_teacher import GivenTeacher, inspect
+from capgap_core.loading import Cache
 from capgap_core.reading import read_corpus
 from capgap_core.recipes import Execution, Minidisc
 
@@ -60,21 +60,19 @@ def check(parameters: Mapping[str, Any], *, within: Within | None = None) -> Che
     with _untouched(p.run.root):
         unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
         root = None if unwritable else p.run.root
-        with within(Path(root)) if within and root else contextlib.nullcontext():
-            return _looked_at(p, wrong, faults + unwritable, root)
+        with within(Path(root)) if within and root else contextlib.nullcontext(), _cache(root) as cache:
+            return _looked_at(p, wrong, faults + unwritable, root, cache)
 
 
-def _looked_at(p: Minidisc, wrong: set[str], faults: list[Fault], root: str | None) -> Checked:
+def _looked_at(p: Minidisc, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache) -> Checked:
     """Return what has been checked after a look at the device, the data set and the teacher."""
     faults += _device(p.run) if not wrong & {"run", "run.device"} else []
     corpus: Corpus | None = None
     teacher: GivenTeacher | None = None
     if not wrong & READING:
         try:
-            with tempfile.TemporaryDirectory() as elsewhere:
-                cache = Path(root or elsewhere) / "cache"
-                corpus = read_corpus(p.dataset, task=p.task, data=p.data, split=p.evaluate.split, cache=cache)
-                parts.check(corpus, _cutting(p, corpus))
+            corpus = read_corpus(p.dataset, task=p.task, data=p.data, split=p.evaluate.split, cache=cache)
+            parts.check(corpus, _cutting(p, corpus))
         except InputFaults as error:
             faults += error.faults
     if "teacher" not in wrong and p.teacher != "scratch":
@@ -85,23 +83,38 @@ def _looked_at(p: Minidisc, wrong: set[str], faults: list[Fault], root: str | No
             faults += error.faults
     if faults or corpus is None:
         raise InputFaults(faults)
+    cache.keep()
     return Checked(parameters=p, corpus=corpus, teacher=teacher)
 
 
 @contextlib.contextmanager
-def _untouched(root: str | None) -> Iterator[None]:
-    """Remove what checking has put into the store, where the input is refused; what came from the hub stays."""
+def _cache(root: str | None) -> Iterator[Cache]:
+    """Give a place for what is read, from which nothing is kept unless the input is good."""
+    if root is None:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Cache(Path(elsewhere))
+        return
+    kept = Path(root) / "cache"
     try:
-        cache = Path(root or os.devnull) / "cache"
-        missing = [path for path in (cache, *cache.parents) if not path.exists()]
-        before = set(os.listdir(cache)) if cache.is_dir() else set[str]()
+        kept.mkdir(exist_ok=True)
+        place = tempfile.TemporaryDirectory(dir=kept, prefix=".checking-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputFaults([_unwritable(root, error)]) from error
+    with place as fresh:
+        yield Cache(kept, Path(fresh))
+
+
+@contextlib.contextmanager
+def _untouched(root: str | None) -> Iterator[None]:
+    """Remove the folders that checking has made, where it does not end well and nothing is in them."""
+    try:
+        places = [Path(root) / "cache", Path(root), *Path(root).parents] if root else []
+        missing = [path for path in places if not path.exists()]
     except (OSError, ValueError):  # it cannot be a folder, which the check itself will say
-        missing, before, cache = [], set[str](), Path(os.devnull)
+        missing = []
     try:
         yield
-    except InputFaults:
-        for name in set(os.listdir(cache)) - before - {"hub"} if cache.is_dir() else ():
-            shutil.rmtree(cache / name, ignore_errors=True)
+    except BaseException:
         for path in missing:
             with contextlib.suppress(OSError, ValueError):  # one into which somebody has put something stays
                 path.rmdir()
@@ -248,11 +261,13 @@ def _store(run: Execution) -> list[Fault]:
             probe.flush()
             os.fsync(probe.fileno())
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return [
-            fault("run.root", str(root), f"the store cannot be written ({reason})", "Give a folder you may write to.")
-        ]
+        return [_unwritable(str(root), error)]
     return []
+
+
+def _unwritable(root: str, error: Exception) -> Fault:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return fault("run.root", root, f"the store cannot be written ({reason})", "Give a folder you may write to.")
 
 
 def _device(run: Execution) -> list[Fault]:

@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from capgap_core import columns, sources, unreadable
 from capgap_core.columns import Resolved, Table
 from capgap_core.corpus import Corpus, Part
 from capgap_core.errors import Fault, Problems, fault
+from capgap_core.loading import Cache
 from capgap_core.pydocs import read_pydocs
 from capgap_core.recipes import DataRecipe, Task
 from capgap_core.sources import NAMES
@@ -18,7 +18,7 @@ FEWEST_ROWS = 16
 """Rows that the training part has at least."""
 
 
-def read_corpus(dataset: str, *, task: Task, data: DataRecipe, split: str, cache: Path) -> Corpus:
+def read_corpus(dataset: str, *, task: Task, data: DataRecipe, split: str, cache: Cache) -> Corpus:
     """Return the data set that ``dataset`` names.
 
     Parameters

@@ -24,12 +24,27 @@ def deferred() -> Iterator[None]:
     def note(number: int, _frame: FrameType | None) -> None:
         came.append(number)
 
-    # A handler that was not set from Python reads as None and could not be put back.
-    before: dict[int, Any] = {n: signal.signal(n, note) for n in ENDING if signal.getsignal(n) is not None}
+    before: dict[int, Any] = {}
     try:
+        for number in ENDING:
+            handler = signal.getsignal(number)
+            if handler is not None:  # one that was not set from Python reads as None and could not be put back
+                before[number] = handler
+                signal.signal(number, note)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _put_back(before)
         if came:
             signal.raise_signal(came[0])
+
+
+def _put_back(handlers: dict[int, Any]) -> None:
+    """Set every handler again, also where one of them raises on the way."""
+    try:
+        while handlers:
+            number, handler = next(iter(handlers.items()))
+            signal.signal(number, handler)
+            del handlers[number]
+    finally:
+        if handlers:
+            _put_back(handlers)

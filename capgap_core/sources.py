@@ -26,7 +26,7 @@ Found = tuple[list[str], dict[str, Table]]
 """The names that a metric may go by, the last one the data set's own, and the table of each part."""
 
 
-def read(dataset: str, *, data: DataRecipe, split: str, cache: Path, problems: Problems) -> Found:
+def read(dataset: str, *, data: DataRecipe, split: str, cache: loading.Cache, problems: Problems) -> Found:
     """Return the parts of the data set that ``dataset`` names; faults that leave something to read go to ``problems``.
 
     Raises
@@ -121,11 +121,13 @@ def _needed(parts: dict[str, list[Path]], split: str) -> dict[str, list[Path]]:
     return {part: files for part, files in parts.items() if part not in unread}
 
 
-def _read_hub(name: str, revision: str | None, data: DataRecipe, cache: Path, problems: Problems) -> Found:
+def _read_hub(name: str, revision: str | None, data: DataRecipe, cache: loading.Cache, problems: Problems) -> Found:
     """Return the names a metric may go by, and the parts of a data set on the hub."""
     repository, config = _on_hub(name, revision)
     try:
-        splits = loading.library().load_dataset(repository, config, revision=revision, cache_dir=str(cache / "hub"))
+        splits = loading.library().load_dataset(
+            repository, config, revision=revision, cache_dir=str(cache.kept / "hub")
+        )
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         remedy = "Check the name, hub[/config][@revision], or download the data set and give its folder."

@@ -1,5 +1,6 @@
 """Where results live: a folder is there if and only if its stage finished, and is checked on every use."""
 
+import errno
 import json
 import os
 import re
@@ -75,7 +76,7 @@ class Store:
     def codes(self, stage: str, identity: str) -> list[Address]:
         """Return the addresses of one identity made by any code, newest first."""
         found = addresses(self.root / "store", f"{stage}/{identity}/*")
-        return sorted(found, key=lambda a: self.folder(a).stat().st_mtime_ns, reverse=True)
+        return sorted(found, key=lambda a: _time(self.folder(a)), reverse=True)
 
     def set_aside(self, address: Address, why: str) -> Path:
         """Move a damaged result to ``trash`` with its reason beside it; return where it went."""
@@ -89,10 +90,13 @@ class Store:
         """Return a fresh folder to write results into, and which attempt this is."""
         work = self.work(address)
         out = work / "out"
-        shutil.rmtree(out, ignore_errors=True)
+        remove(out)
         out.mkdir(parents=True)
         counter = work / "attempts"
-        attempt = int(counter.read_text()) + 1 if counter.is_file() else 1
+        try:
+            attempt = int(counter.read_text(encoding="utf8")) + 1
+        except (FileNotFoundError, ValueError):  # none yet, or damaged: nothing rests on it
+            attempt = 1
         write_atomically(counter, str(attempt))
         return out, attempt
 
@@ -159,7 +163,7 @@ def verified_record(folder: Path, *, verify: Verify = "checksum") -> Record:
     StoreError
         Where the record was written by a newer version.
     """
-    record = _read_record(folder)
+    record = read_record(folder)
     stats = tuple(_stat(folder, f.path) for f in record.files)
     for file, (_, size, *_rest) in zip(record.files, stats, strict=True):
         if size != file.bytes:
@@ -186,12 +190,24 @@ def load(reference: Reference, *, verify: Verify = "checksum") -> Reference:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:  # where the disk is full, half a file only takes room
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with what is in it, or whatever else has its name; a link and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -227,8 +243,12 @@ def unsealed(path: Path) -> dict[str, Any]:
         seal = held.pop("seal")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise Damaged(f"{path}: missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path}: cannot be read ({type(error).__name__})") from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself
+            raise
+        raise Damaged(f"{path}: cannot be read ({error.strerror})") from error
     if whole != text or seal != sha256_text(_render(held)):
         raise Damaged(f"{path}: the content is not what was written")
     return held
@@ -243,12 +263,20 @@ def check_file(folder: Path, file: StoredFile) -> None:
         raise Damaged(f"{folder / path}: the content is not what the record says")
 
 
-def _read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> Record:
+    """Return the record in a folder without a look at its files; raises as ``verified_record`` does."""
     path = folder / RECORD
     held = unsealed(path)
     if held.get("schema_") != RECORD_SCHEMA:
         raise StoreError(f"{path}: written by another version ({held.get('schema_')}); this one reads {RECORD_SCHEMA}")
     return Record.model_validate(held)
+
+
+def _time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # it has just been removed
+        return 0
 
 
 def _stat(folder: Path, path: str) -> tuple[str, int, int, int]:

@@ -81,6 +81,10 @@ class Keeper(Protocol):
         """Keep the state after the last of the steps, with that of the random generators then."""
         ...
 
+    def tell(self, text: str) -> None:
+        """Say one line to whoever watches."""
+        ...
+
 
 class Forgetful:
     """Keeps nothing."""
@@ -98,6 +102,9 @@ class Forgetful:
     def save(
         self, steps: Sequence[Step], model: nn.Module, optimizer: torch.optim.Optimizer, drawn: RandomState
     ) -> None:
+        """Do nothing."""
+
+    def tell(self, text: str) -> None:
         """Do nothing."""
 
 
@@ -158,7 +165,10 @@ def train(
         raise
     except BaseException:  # whoever ends the training, by a signal or by closing the iterator, may want to go on later
         with signals.deferred():
-            keeper.save(steps, model, optimizer, drawn)
+            try:
+                keeper.save(steps, model, optimizer, drawn)
+            except Exception as error:  # what ended the training is what counts
+                keeper.tell(f"the state of the training could not be kept: {error}")
         raise
 
 

@@ -91,7 +91,6 @@ def _run(given: argparse.Namespace) -> int:
 
 def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, Any], int]:
     """Return the result of a run in this process, finished or not, and the exit status."""
-    before = {result["run_id"] for result in runs.results(root)}
     try:
         return flow_of(name)(**parameters), COMPLETED
     except InputFaults as faults:  # what was there at the check has gone since
@@ -99,7 +98,7 @@ def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, A
         return runs.failure(name, faults), BAD_INPUT
     except Exception as error:
         say(f"{type(error).__name__}: {error}")
-        ended = runs.ended(root, parameters, before)
+        ended = runs.ended_here()
         if ended is not None and ended["status"] == "completed":
             say("the run is complete; the Prefect server could not be told so")
             return ended, COMPLETED

@@ -61,7 +61,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _disk(root: Path) -> Iterator[Finding]:
-    place = next(path for path in (root, *root.parents) if path.is_dir())
+    place = next(path for path in (root, *root.parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".capgap-doctor-") as folder:
             yield "store", True, f"{root} can be written"

@@ -3,7 +3,9 @@
 import importlib
 import logging
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from httpx import HTTPError
@@ -83,7 +85,8 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
     checked = preflight.check(parameters, within=lambda root: alive.holding(root, run_id, attempt))
     folder = RunFolder(name, Path(parameters["run"]["root"]), run_id, url_for("flow-run", obj_id=run_id))
     try:
-        alive.mark_dead(logger.warning)
+        # In a thread: a server that is slow to answer must not keep the run from its stages.
+        Thread(target=copy_context().run, args=(alive.mark_dead, logger.warning), daemon=True).start()
         folder.begin(parameters)
         return _conclude(folder, checked.parameters.run, _follow()(checked, _caller(folder, logger)), logger)
     except InputFaults:
@@ -117,7 +120,7 @@ def _caller(folder: RunFolder, logger: Logger) -> Any:
         folder.stage = f"{stage} {role}".strip()
         made = STAGES[stage](recipe, inputs, role=role, execution=execution)
         logger.info("%s: %s (%s)", folder.stage, "reused" if made.reused else "made", made.why)
-        folder.made.append((role, made))
+        folder.add(role, made)
         return made
 
     return call

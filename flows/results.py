@@ -117,7 +117,6 @@ def make_one(name: str, p: Minidisc, make: Make) -> dict[str, Any]:
     """Make a run in a folder of its own below the store; return its result, with what ``published.Run`` asks for."""
     path = _folder(name, p)
     folder = runs.RunFolder("minidisc", path.parents[1], path.name, None)
-    (path / "result.json").unlink(missing_ok=True)  # it belongs to the parameters that are about to be replaced
     folder.begin(p.model_dump(mode="json"))
     try:
         outcome = make(p)

@@ -5,19 +5,29 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from capgap_core.errors import CapgapError, InputFaults, StageFailed
+from capgap_core.identity import sha256_text
 from capgap_core.recipes import Minidisc
 from capgap_core.records import Reference
 from capgap_core.shortages import explained
 from capgap_core.store import write_atomically
 
 SCHEMA = "capgap.run/1"
+SEAL = ".sha256"
+FILES: dict[str, set[str]] = {
+    "params.json": set(), "stages.json": {"made"},
+    "result.json": {"schema", "flow", "status", "run_id", "seconds", "metric", "scores", "stages", "error"},
+}  # fmt: skip
+"""What a run writes of itself → what has to be in it."""
+
+_begun: list[Path] = []
+"""The folders of the runs that this process has begun."""
 
 
 def folder_of(root: Path, run_id: str) -> Path:
@@ -79,7 +89,15 @@ class RunFolder:
     def begin(self, parameters: Mapping[str, Any]) -> None:
         """Keep the parameters, so that the run can be resumed from them."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "params.json", json.dumps(parameters, indent=1, sort_keys=True) + "\n")
+        _begun.append(self.path)
+        for name in ("result.json", f"result.json{SEAL}"):  # of an earlier attempt
+            (self.path / name).unlink(missing_ok=True)
+        _write(self.path / "params.json", dict(sorted(parameters.items())))
+
+    def add(self, role: str, made: Reference) -> None:
+        """Take a stage that is finished, and keep which are, so that they stay while the run is not."""
+        self.made.append((role, made))
+        _write(self.path / "stages.json", {"made": [reference.path for _, reference in self.made]})
 
     def finish(self, result: Mapping[str, Any], report: str) -> dict[str, Any]:
         """Write result and report; return the result with what only the run knows."""
@@ -89,14 +107,15 @@ class RunFolder:
         }  # fmt: skip
         held["paths"] = {**result["paths"], "report": str(self.path / "report.md")}
         write_atomically(self.path / "report.md", report)
-        self._write(held)
+        _write(self.path / "result.json", held)
         return held
 
     def fail(self, error: BaseException) -> None:
         """Write what is known of a run that did not finish."""
         held = failure(self.flow, error, run_id=self.run_id, url=self.url, stage=self.stage, resume=self.resume)
         trained = sum(reference.steps_trained for _, reference in self.made if not reference.reused)
-        self._write({**held, "seconds": self._seconds(), "steps_trained": trained, "stages": stage_rows(self.made)})
+        told = {**held, "seconds": self._seconds(), "steps_trained": trained, "stages": stage_rows(self.made)}
+        _write(self.path / "result.json", told)
 
     def named(self, error: Exception) -> CapgapError:
         """Return the error as one that says which stage failed, why, and what resumes the run."""
@@ -109,9 +128,6 @@ class RunFolder:
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)
 
-    def _write(self, held: Mapping[str, Any]) -> None:
-        write_atomically(self.path / "result.json", json.dumps(held, indent=1, allow_nan=False) + "\n")
-
 
 def results(root: Path) -> list[dict[str, Any]]:
     """Return the results of every run that has ended, newest first, but for those that ``unreadable`` names."""
@@ -122,24 +138,49 @@ def results(root: Path) -> list[dict[str, Any]]:
 
 def unreadable(root: Path) -> list[Path]:
     """Return what runs have written of themselves and cannot be read; the store does not rest on it."""
-    paths = sorted([*(root / "runs").glob("*/result.json"), *(root / "runs").glob("*/params.json")])
+    paths = sorted(path for name in FILES for path in (root / "runs").glob(f"*/{name}"))
     return [path for path in paths if _read(path) is None]
 
 
+def unfinished(root: Path) -> set[str]:
+    """Return the stages, as ``stage/identity/code``, that runs which have not completed have made so far."""
+    found: set[str] = set()
+    for folder in (root / "runs").glob("*"):
+        if not completed(folder):
+            held = _read(folder / "stages.json")
+            found.update("/".join(Path(made).parts[-3:]) for made in (held["made"] if held is not None else ()))
+    return found
+
+
+def completed(folder: Path) -> bool:
+    """Return whether a run has completed, by what it has written of itself."""
+    held = _read(folder / "result.json")
+    return held is not None and held["status"] == "completed"
+
+
+def ended_here() -> dict[str, Any] | None:
+    """Return the result of the run that this process began last; nothing where it has none."""
+    return _read(_begun[-1] / "result.json") if _begun else None
+
+
 def _read(path: Path) -> dict[str, Any] | None:
+    """Return what a run has written; nothing where it is not there, or is not what was written."""
     try:
-        held = json.loads(path.read_text(encoding="utf8"))
+        text = path.read_text(encoding="utf8")
+        held = json.loads(text)
+        seal = path.with_name(path.name + SEAL)
+        whole = not seal.is_file() or seal.read_text(encoding="utf8").split()[:1] == [sha256_text(text)]
     except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(held, dict) and (path.name != "result.json" or held.get("schema") == SCHEMA)
-    return held if whole else None
+    return held if whole and isinstance(held, dict) and FILES[path.name] <= held.keys() else None
 
 
-def ended(root: Path, parameters: Mapping[str, Any], before: Collection[str]) -> dict[str, Any] | None:
-    """Return the newest result of these parameters that is none of the runs ``before``."""
-    asked = Minidisc.model_validate(parameters)
-    new = (held for held in results(root) if held["run_id"] not in before)
-    return next((held for held in new if _parameters(folder_of(root, held["run_id"])) == asked), None)
+def _write(path: Path, held: Mapping[str, Any]) -> None:
+    """Write facts, and beside them their checksum, in the form that ``sha256sum -c`` reads."""
+    text, seal = json.dumps(held, indent=1, allow_nan=False) + "\n", path.with_name(path.name + SEAL)
+    seal.unlink(missing_ok=True)
+    write_atomically(path, text)
+    write_atomically(seal, f"{sha256_text(text)}  {path.name}\n")
 
 
 def siblings(folder: RunFolder, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
@@ -162,11 +203,9 @@ def siblings(folder: RunFolder, result: Mapping[str, Any]) -> dict[int, Mapping[
 
 
 def _parameters(folder: Path) -> Minidisc | None:
-    path = folder / "params.json"
-    if not path.is_file():
-        return None
+    held = _read(folder / "params.json")
     try:
-        return Minidisc.model_validate_json(path.read_text(encoding="utf8"))
+        return Minidisc.model_validate(held) if held is not None else None
     except ValidationError:
         return None  # of a version with other parameters, so not of the same recipe
 

@@ -1,5 +1,6 @@
 """Start and stop what a command needs beside itself: a Prefect server that keeps to itself, and child processes."""
 
+import base64
 import ctypes
 import fcntl
 import json
@@ -220,8 +221,11 @@ def healthy(url: str) -> bool:
 
 
 def _direct() -> urllib.request.OpenerDirector:
-    """Return what asks a server on this machine, past any proxy."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Return what asks a server on this machine, past any proxy, with the password that a user has set for it."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    if words := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        opener.addheaders.append(("Authorization", f"Basic {base64.b64encode(words.encode()).decode()}"))
+    return opener
 
 
 def named(say: Callable[[str], None], more: str = "") -> str | None:

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from capgap_core import garbage, store as stores
-from capgap_core.errors import Damaged, StoreError
+from capgap_core.errors import StoreError
 from flows import present, runs
 
 Say = Callable[[str], None]
@@ -18,8 +20,8 @@ def verify(root: Path, say: Say) -> int:
     for folder in folders:
         try:
             record = stores.verified_record(folder)
-        except (Damaged, StoreError) as error:
-            faults.append(str(error))
+        except (StoreError, OSError, ValidationError) as error:
+            faults.append(str(error) if isinstance(error, StoreError) else f"{folder}: {error}")
             continue
         if (record.stage, record.identity, record.code) != folder.parts[-3:]:
             faults.append(f"{folder}: holds the result of another address")
@@ -35,11 +37,11 @@ def verify(root: Path, say: Say) -> int:
 def collect(root: Path, *, apply: bool, unfinished: bool, say: Say) -> int:
     """List what may go from the store, or remove it; return the exit status."""
     try:
-        waste = garbage.find(root, unfinished=unfinished)
+        waste = garbage.find(root, unfinished=unfinished, kept=() if unfinished else runs.unfinished(root))
+        gone = garbage.remove(root, waste) if apply else waste
     except StoreError as error:
-        say(f"{error}\nwhat this report rests on is not known, so nothing is removed: capgap show --verify")
+        say(f"{error}\nwhat this report rests on is not known, so nothing is removed: make it again, or remove it")
         return 1
-    gone = garbage.remove(root, waste) if apply else waste
     if gone:
         rows = [[item.kind, str(item.path), size(item.bytes), item.why] for item in gone]
         print(present.grid(["what", "where", "size", "why"], rows))

@@ -13,9 +13,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from uuid import UUID
 
-from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.exceptions import PrefectException
 
 EVERY = 5.0
 """Seconds between two updates of the artifact."""
@@ -107,7 +105,7 @@ def _artifact(label: str, logger: Logger) -> Show:
             artifact = create_progress_artifact(progress=percent, key=key, description=text)
             assert isinstance(artifact, UUID)
             made.append(artifact)
-        except (HTTPError, PrefectException) as error:  # a server that is away must not stop the training
+        except Exception as error:  # whatever a server that is away or a proxy before it says
             logger.warning("progress could not be shown: %s", error)
 
     return show

@@ -24,6 +24,8 @@ from capgap_core.records import Input, Reference
 from capgap_core.store import Address
 from tasks.progress import shown
 
+OWN: Literal["capgap-reference"] = "capgap-reference"
+"""The name of our serializer in a record of Prefect's."""
 RESULTS = Path("prefect", "results")
 """Where Prefect keeps the references of finished tasks, below the store's root; it may be removed at any time."""
 
@@ -66,7 +68,7 @@ class ReferenceSerializer(Serializer):
     other code made, or which lies in another store, goes to the core, which repairs it and says so.
     """
 
-    type: Literal["capgap-reference"] = "capgap-reference"  # pyright: ignore[reportIncompatibleVariableOverride]
+    type: Literal["capgap-reference"] = OWN  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def dumps(self, obj: Reference | BaseException) -> bytes:
         """Return the reference as JSON; or the error of a failed task, which is never read back."""
@@ -126,12 +128,13 @@ def forget_foreign(record: Path) -> None:
     Prefect reads a record with whatever serializer it names, and one that names pickle runs what is in it.
     """
     try:
-        named = json.loads(record.read_bytes())["metadata"]["serializer"]["type"]
+        held = json.loads(record.read_bytes())
+        ours = held.keys() == {"metadata", "result"} and held["metadata"]["serializer"] == {"type": OWN}
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError, RecursionError):
-        named = None
-    if named != ReferenceSerializer().type:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        ours = False
+    if not ours:  # a record of an older form may name its serializer elsewhere
         record.unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from capgap_core import metrics, tables, tokens
 from capgap_core.errors import StageFailed
 from capgap_core.given_files import tokenizer_of
+from capgap_core.loading import Cache
 from capgap_core.parts import Cut, Cutting, cut_parts, overlap
 from capgap_core.progress import Progress
 from capgap_core.reading import read_corpus
@@ -60,7 +61,8 @@ def run(
 ) -> Made:
     """Write ``train``, ``calibration``, ``selection`` and ``evaluation`` as token ids, and the tokenizer."""
     where = recipe.source
-    corpus = read_corpus(where.dataset, task=where.task, data=where.data, split=where.split, cache=Path(where.cache))
+    cache = Cache(Path(where.cache))
+    corpus = read_corpus(where.dataset, task=where.task, data=where.data, split=where.split, cache=cache)
     if corpus.digest != recipe.content:
         raise StageFailed("data", "the data set has changed since the run began", "Start the run again.")
     asked = {field.name: getattr(recipe, field.name) for field in fields(Cutting)}

@@ -19,6 +19,7 @@ import pytest
 from capgap_core import sources
 from capgap_core.corpus import Corpus
 from capgap_core.errors import InputFaults
+from capgap_core.loading import Cache
 from capgap_core.reading import read_corpus
 from capgap_core.recipes import DataRecipe
 
@@ -46,7 +47,7 @@ def parquet(data: Rows) -> bytes:
 
 
 def read(place: Path | str, *, task: str = "auto", split: str = "dev", cache: Path, **data: Any) -> Corpus:
-    return read_corpus(str(place), task=task, data=DataRecipe(**data), split=split, cache=cache)
+    return read_corpus(str(place), task=task, data=DataRecipe(**data), split=split, cache=Cache(cache))
 
 
 Refuse = Callable[..., str]

@@ -117,3 +117,24 @@ def test_what_a_report_has_come_to_rest_on_since_stays(store: Store) -> None:
     waste = garbage.find(store.root)
     finished(store, address("report", "b"), address("teacher", "b"))
     assert garbage.remove(store.root, waste) == []
+
+
+def test_a_name_that_is_cut_short_by_a_full_disk_is_no_use(tmp_path: Path) -> None:
+    """A limit on the size of files does what a full disk does: the last write is short."""
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from capgap_core import in_use
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+root = Path(sys.argv[1])
+in_use.use(root, "first")
+resource.setrlimit(resource.RLIMIT_FSIZE, (12, 12))
+try:
+    in_use.use(root, "second-and-long")
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "No space left on device", done.stderr

@@ -1,5 +1,6 @@
 """Where memory lacks: an error that names the knob, or the stage again under the identity of what fits."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import builders
 import pytest
 
 from capgap_core import chain, training
-from capgap_core.errors import OutOfMemory
+from capgap_core.errors import InputFaults, OutOfMemory
 from capgap_core.outcome import Outcome
 from capgap_core.recipes import Minidisc
+from capgap_core.shortages import explained
 
 FITS = 5
 
@@ -70,3 +72,16 @@ def test_auto_batch_ends_where_nothing_is_left_to_halve(tmp_path: Path, monkeypa
     monkeypatch.setattr(training, "_differentiate", none)
     with pytest.raises(OutOfMemory, match="teacher"):
         run(tmp_path, "art", auto_batch=True)
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), OSError(errno.ENOMEM, "no words"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+    RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)"), RuntimeError("CUDA out of memory."),
+])  # fmt: skip
+def test_a_lack_of_memory_is_known_in_any_words(error: Exception) -> None:
+    assert isinstance(explained("distil", error), OutOfMemory)
+
+
+def test_another_error_is_not_explained() -> None:
+    assert explained("distil", RuntimeError("shapes do not match")) is None
+    assert explained("distil", InputFaults([])) is None

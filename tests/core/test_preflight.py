@@ -406,3 +406,28 @@ def test_splits_may_name_the_selection_alone(tmp_path: Path) -> None:
     }
     parts = preflight.check(asked).corpus.parts
     assert {name: len(part.labels) for name, part in parts.items()} == {"train": 60, "eval": 20, "selection": 20}
+
+
+def test_a_refused_run_leaves_what_another_keeps_meanwhile(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run reads its data set while this one looks at its teacher."""
+    kept = Path(asked["run"]["root"]) / "cache" / "of-another"
+
+    def slow(*_: object, **__: object) -> None:
+        kept.mkdir(parents=True)
+        raise InputFaults([Fault(field="teacher", value="x", rule="no", remedy="yes")])
+
+    monkeypatch.setattr(preflight, "inspect", slow)
+    only({**asked, "teacher": "x"})
+    assert kept.is_dir()
+    assert [path.name for path in kept.parent.iterdir()] == ["of-another"]
+
+
+def test_what_was_read_is_kept_where_the_input_is_good(asked: Asked) -> None:
+    preflight.check(asked)
+    cache = Path(asked["run"]["root"]) / "cache"
+    (kept,) = cache.iterdir()
+    before = sorted((path, path.stat().st_mtime_ns) for path in kept.rglob("*.arrow"))
+    assert before
+    preflight.check(asked)
+    assert sorted((path, path.stat().st_mtime_ns) for path in kept.rglob("*.arrow")) == before
+    assert [path.name for path in cache.iterdir()] == [kept.name]

@@ -13,6 +13,7 @@ from torch import nn
 
 from capgap_core import signals
 from capgap_core.batches import Batch
+from capgap_core.checkpoints import Checkpoints
 from capgap_core.errors import NonFinite
 from capgap_core.training import LossOf, Term
 
@@ -176,3 +177,69 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(tmp_path) -> None:
     with pytest.raises(NonFinite, match="step 4"):
         trained(tmp_path, builders.examples(tmp_path), ways=bad, keeper=keeper)
     assert keeper.last == 4
+
+
+def test_what_ends_a_training_is_what_is_told_where_its_state_cannot_be_kept(tmp_path, monkeypatch) -> None:
+    """A full disk does not make a failure of Ctrl-C, which auto_batch might even answer with another try."""
+    keeper, heard = checkpoints(tmp_path, every=1000)
+
+    def interrupted(model: nn.Module) -> LossOf:
+        inner = alone(model)
+
+        def loss_of(batch: Batch, step: int) -> Iterator[list[Term]]:
+            if step == 3:
+                raise KeyboardInterrupt
+            yield from inner(batch, step)
+
+        return loss_of
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, builders.examples(tmp_path), ways=interrupted, keeper=keeper)
+    assert "could not be kept" in heard.lines[-1]
+
+
+@pytest.mark.parametrize("odd", ["file", "link"])
+def test_what_else_has_the_name_of_a_checkpoint_is_passed_over(tmp_path, odd: str) -> None:
+    part = builders.examples(tmp_path)
+    whole = trained(tmp_path / "whole", part)
+    trained(tmp_path, part, until=3)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("step-000000009", ".unfinished"):
+        place = tmp_path / "checkpoints" / name
+        place.symlink_to(outside) if odd == "link" else place.write_text("")
+    keeper, _ = checkpoints(tmp_path)
+    same(whole, trained(tmp_path, part, keeper=keeper))
+    assert keeper.resumed == (3,)
+    assert outside.is_dir()
+
+
+def test_handlers_are_put_back_also_where_one_of_them_raises_meanwhile(monkeypatch) -> None:
+    """Two signals come while it ends: the handler of the first raises as soon as it is back."""
+
+    def raises(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, raises) for number in numbers}
+    real = signal.signal
+
+    def put_back(number: int, handler: object) -> object:
+        made = real(number, handler)
+        if handler is raises and number == signal.SIGINT and len(fired) < 1:
+            fired.append(number)
+            signal.raise_signal(number)
+        return made
+
+    fired: list[int] = []
+    try:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), signals.deferred():
+            patched.setattr(signal, "signal", put_back)
+        assert [signal.getsignal(number) for number in numbers] == [raises] * 3
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -113,3 +113,24 @@ def test_a_record_of_a_newer_version_is_refused(tmp_path: Path, candidates: Refe
     path.write_text(stores._render({**held, "seal": seal}))
     with pytest.raises(StoreError, match="another version"):
         Store(tmp_path / "art").find(Address(stage="tradeoff", identity=made.identity, code=made.code))
+
+
+@pytest.mark.parametrize("odd", ["", "many", "\x00"])
+def test_a_damaged_count_of_attempts_stops_nobody(tmp_path: Path, candidates: Reference, odd: str) -> None:
+    made = make(tmp_path, candidates)
+    address = Address(stage="tradeoff", identity=made.identity, code=made.code)
+    work = Store(tmp_path / "art").work(address)
+    (work / "out").parent.mkdir(parents=True)
+    (work / "attempts").write_text(odd)
+    (work / "out").write_text("a file where a folder should be")
+    Store(tmp_path / "art").set_aside(address, "for the test")
+    assert make(tmp_path, candidates).digest == made.digest
+
+
+def test_a_record_that_breaks_a_parser_is_damaged(tmp_path: Path, candidates: Reference) -> None:
+    made = make(tmp_path, candidates)
+    (made.folder / stores.RECORD).write_text("[" * 100_000)
+    assert make(tmp_path, candidates).digest == made.digest
+    (made.folder / stores.RECORD).unlink()
+    (made.folder / stores.RECORD).symlink_to(stores.RECORD)
+    assert make(tmp_path, candidates).digest == made.digest

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from capgap_core.errors import InputFaults
-from flows import alive
+from flows import alive, runs
 
 REPO = Path(__file__).resolve().parents[2]
 HOLDS = """
@@ -56,6 +56,7 @@ def end(process):
 
 def test_a_run_whose_process_lives_is_left_alone_and_one_whose_process_died_is_not(prefect_server, tmp_path):
     run, process = running(tmp_path, held_by=0)
+    runs.RunFolder("minidisc", tmp_path, run, None).begin({})
     said = []
     try:
         alive.mark_dead(said.append)
@@ -68,6 +69,16 @@ def test_a_run_whose_process_lives_is_left_alone_and_one_whose_process_died_is_n
     assert state.is_crashed()
     assert f"capgap run minidisc --params {tmp_path / 'runs' / run / 'params.json'}" in state.message
     assert any(run in line for line in said)
+
+
+def test_a_run_that_had_ended_while_the_server_was_away_is_completed(prefect_server, tmp_path):
+    run, process = running(tmp_path, held_by=0)
+    folder = runs.RunFolder("minidisc", tmp_path, run, None)
+    folder.begin({})
+    folder.finish({**runs.failure("minidisc", RuntimeError()), "paths": {}}, "report")
+    end(process)
+    alive.mark_dead(lambda _: None)
+    assert state_of(run).is_completed()
 
 
 def test_a_lock_of_an_earlier_attempt_says_nothing_of_this_one(prefect_server, tmp_path):

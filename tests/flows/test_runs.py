@@ -1,19 +1,37 @@
 """What runs have written of themselves: found by its parameters, and passed over where it cannot be read."""
 
 import json
+import shutil
 from pathlib import Path
 
+import builders
 import pytest
 
 from capgap_core.recipes import Minidisc
 from flows import cli, runs
 
 
-def test_a_run_is_found_by_what_was_asked_for(first, tiny, root):
-    asked = {**tiny, "run": {"root": str(root), "threads": 1}}
-    assert runs.ended(root, asked, before=()) is not None
-    assert runs.ended(root, {**asked, "seed": 77}, before=()) is None
-    assert runs.ended(root, asked, before={held["run_id"] for held in runs.results(root)}) is None
+def test_what_this_process_began_last_is_known(tmp_path):
+    one, other = (runs.RunFolder("minidisc", tmp_path, name, None) for name in "ab")
+    one.begin({"seed": 1})
+    other.begin({"seed": 1})
+    one.fail(RuntimeError("no"))
+    assert runs.ended_here() is None
+    other.fail(RuntimeError("yes"))
+    assert runs.ended_here()["run_id"] == "b"
+
+
+def test_any_byte_of_what_a_run_has_written_of_itself_is_found(first, root):
+    folder = root / "runs" / first["run_id"]
+    for name in ("result.json", "params.json"):
+        whole = (folder / name).read_bytes()
+        for place in range(0, len(whole), 97):
+            (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert runs.unreadable(root) == [folder / name]
+            assert first["run_id"] not in {held["run_id"] for held in runs.results(root)} or name == "params.json"
+            assert runs._parameters(folder) is None or name == "result.json"
+        (folder / name).write_bytes(whole)
+    assert runs.unreadable(root) == []
 
 
 @pytest.mark.parametrize("held", [b"", b"{", b"[]", b"\xff", b"null", b'{"schema": "another"}', b"[" * 100_000])
@@ -48,8 +66,6 @@ def test_verify_counts_what_is_whole_and_names_what_is_not(first, tiny, root, mo
 
 def test_gc_lists_and_removes_what_no_report_rests_on(first, root, monkeypatch, capsys):
     """In a copy, so that no stage of it is in use: all goes that the one report does not need."""
-    import shutil
-
     copy = root.parent / "copied for gc"
     shutil.copytree(root / "store", copy / "store")
     report = Path(next(s["path"] for s in first["stages"] if s["stage"] == "report"))
@@ -67,6 +83,22 @@ def test_gc_lists_and_removes_what_no_report_rests_on(first, root, monkeypatch, 
     assert "freed" in capsys.readouterr().out
     assert list((copy / "store").glob("*/*/*")) == []
     assert list((copy / "trash").iterdir()) == []
+
+
+def test_gc_keeps_what_a_run_that_did_not_complete_has_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CAPGAP_ARTIFACTS", str(tmp_path))
+    made = builders.make_tradeoff(tmp_path, builders.scored(tmp_path))
+    shutil.move(tmp_path / "art" / "store", tmp_path / "store")
+    folder = runs.RunFolder("minidisc", tmp_path, "a", None)
+    folder.begin({})
+    folder.add("assistant", made)
+    assert cli.main(["gc", "--apply"]) == 0
+    assert capsys.readouterr().out == "0 B freed\n"
+    folder.fail(RuntimeError("no"))
+    assert cli.main(["gc", "--apply"]) == 0
+    assert len(list((tmp_path / "store").glob("*/*/*/record.json"))) == 1
+    assert cli.main(["gc", "--apply", "--unfinished"]) == 0
+    assert not list((tmp_path / "store").glob("*/*/*/record.json"))
 
 
 def test_doctor_finds_what_will_do_and_what_will_not(prefect_server, tmp_path, monkeypatch, capsys):

@@ -34,7 +34,8 @@ class Trap:
         return open, (str(self._path), "w")
 
 
-def test_a_record_of_prefects_that_names_pickle_is_never_read(first, tiny, root, tmp_path):
+@pytest.mark.parametrize("form", ["now", "older"])
+def test_a_record_of_prefects_that_names_pickle_is_never_read(first, tiny, root, tmp_path, form):
     """The second half shows that Prefect itself would have run it."""
     from prefect._internal.result_records import ResultRecord
 
@@ -45,7 +46,7 @@ def test_a_record_of_prefects_that_names_pickle_is_never_read(first, tiny, root,
     (path,) = (root / "prefect" / "results").glob(f"tradeoff-{stage['identity']}-*")
     whole = path.read_bytes()
     held = json.loads(whole)
-    held["metadata"]["serializer"] = {"type": "pickle"}
+    (held["metadata"] if form == "now" else held)["serializer"] = {"type": "pickle"}
     held["result"] = base64.encodebytes(pickle.dumps(Trap(sprung))).decode()
     path.write_text(json.dumps(held))
     again = minidisc(**tiny, run={"root": str(root), "threads": 1})
