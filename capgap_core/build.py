@@ -68,6 +68,7 @@ def _found_or_made(
     store = store_of(execution)
     found, _ = reusable(store, address, execution)
     if found is not None:
+        store.sweep(address)
         return found
     with held(store.lock(address), progress):
         found, why = reusable(store, address, execution, progress)

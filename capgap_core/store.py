@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from capgap_core.errors import Damaged, StoreError
 from capgap_core.identity import sha256_file, sha256_text
+from capgap_core.locks import take
 from capgap_core.records import RECORD_SCHEMA, Record, Reference, StoredFile
 
 Verify = Literal["checksum", "sizes"]
@@ -76,7 +77,7 @@ class Store:
     def codes(self, stage: str, identity: str) -> list[Address]:
         """Return the addresses of one identity made by any code, newest first."""
         found = addresses(self.root / "store", f"{stage}/{identity}/*")
-        return sorted(found, key=lambda a: _time(self.folder(a)), reverse=True)
+        return sorted(found, key=lambda a: changed(self.folder(a)), reverse=True)
 
     def set_aside(self, address: Address, why: str) -> Path:
         """Move a damaged result to ``trash`` with its reason beside it; return where it went."""
@@ -85,6 +86,13 @@ class Store:
         os.rename(self.folder(address), target)
         target.with_suffix(".why").write_text(why + "\n", encoding="utf8")
         return target
+
+    def sweep(self, address: Address) -> None:
+        """Remove the work of a finished stage whose process was killed between the commit and its end."""
+        if self.work(address).exists():
+            with self.lock(address).open("a") as lock:
+                if take(lock.fileno()) and os.path.lexists(self.folder(address)):
+                    remove(self.work(address))
 
     def begin(self, address: Address) -> tuple[Path, int]:
         """Return a fresh folder to write results into, and which attempt this is."""
@@ -174,7 +182,7 @@ def verified_record(folder: Path, *, verify: Verify = "checksum") -> Record:
             if sha256_file(folder / file.path) != file.sha256:
                 raise Damaged(f"{folder / file.path}: the content is not what the record says")
     # A file that is changed again within the clock's tick has the same time, so young ones are read every time.
-    if time.time_ns() - max((changed for _, _, changed, _ in stats), default=0) > YOUNG:
+    if time.time_ns() - max((when for _, _, when, _ in stats), default=0) > YOUNG:
         _verified[key] = stats
     return record
 
@@ -272,10 +280,11 @@ def read_record(folder: Path) -> Record:
     return Record.model_validate(held)
 
 
-def _time(path: Path) -> int:
+def changed(path: Path) -> int:
+    """Return when a file or folder was changed last, in nanoseconds; 0 where it has just been removed."""
     try:
         return path.stat().st_mtime_ns
-    except FileNotFoundError:  # it has just been removed
+    except FileNotFoundError:
         return 0
 
 

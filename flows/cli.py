@@ -93,6 +93,9 @@ def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, A
     """Return the result of a run in this process, finished or not, and the exit status."""
     try:
         return flow_of(name)(**parameters), COMPLETED
+    except servers.Interrupted:
+        _settle()
+        raise
     except InputFaults as faults:  # what was there at the check has gone since
         say(str(faults))
         return runs.failure(name, faults), BAD_INPUT
@@ -103,6 +106,12 @@ def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, A
             say("the run is complete; the Prefect server could not be told so")
             return ended, COMPLETED
         return ended or runs.failure(name, error), FAILED
+
+
+def _settle() -> None:
+    from flows import cancel  # noqa: PLC0415 - it needs Prefect, which is there by now
+
+    cancel.settle(say)
 
 
 def _print_failure(given: argparse.Namespace, failed: dict[str, Any], status: int) -> int:

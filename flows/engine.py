@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from httpx import HTTPError
 from prefect.exceptions import PrefectException
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.utilities.urls import url_for
 from pydantic import BaseModel
 
@@ -18,7 +18,7 @@ from capgap_core import preflight
 from capgap_core.errors import InputFaults
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
-from flows import alive, publish
+from flows import alive, cancel, publish
 from flows.page import page
 from flows.places import rooted
 from flows.runs import RunFolder, siblings
@@ -85,6 +85,8 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
     checked = preflight.check(parameters, within=lambda root: alive.holding(root, run_id, attempt))
     folder = RunFolder(name, Path(parameters["run"]["root"]), run_id, url_for("flow-run", obj_id=run_id))
     try:
+        if deployment.get_id() is None:  # of one that was deployed, whoever serves it sees to that
+            cancel.heed(run_id)
         # In a thread: a server that is slow to answer must not keep the run from its stages.
         Thread(target=copy_context().run, args=(alive.mark_dead, logger.warning), daemon=True).start()
         folder.begin(parameters)

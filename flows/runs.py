@@ -16,7 +16,7 @@ from capgap_core.identity import sha256_text
 from capgap_core.recipes import Minidisc
 from capgap_core.records import Reference
 from capgap_core.shortages import explained
-from capgap_core.store import write_atomically
+from capgap_core.store import changed, write_atomically
 
 SCHEMA = "capgap.run/1"
 SEAL = ".sha256"
@@ -131,7 +131,7 @@ class RunFolder:
 
 def results(root: Path) -> list[dict[str, Any]]:
     """Return the results of every run that has ended, newest first, but for those that ``unreadable`` names."""
-    paths = sorted((root / "runs").glob("*/result.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    paths = sorted((root / "runs").glob("*/result.json"), key=changed, reverse=True)
     found = (_read(path) for path in paths)
     return [held for held in found if held is not None]
 

@@ -9,11 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows import present, runs, servers
 
 Say = Callable[[str], None]
+SOON = 20.0
+"""Seconds that a process has to live to be begun again."""
 _RUN_ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 
@@ -34,7 +37,7 @@ def up(root: Path, *, run: str | None, keep: bool, say: Say) -> int:
     status = 1
     try:
         with contextlib.ExitStack() as stack:
-            children: list[servers.Child] = []
+            children: list[Kept] = []
             environment = stack.enter_context(_serving(root, say, children))
             status = 0 if run is None else _run(root, run, environment, say)
             if keep:
@@ -49,8 +52,17 @@ def up(root: Path, *, run: str | None, keep: bool, say: Say) -> int:
     return status
 
 
+@dataclass
+class Kept:
+    """A process that runs until it is stopped, and how it begins again where it ends by itself."""
+
+    child: servers.Child
+    again: Callable[[], servers.Child | None] | None = None
+    since: float = field(default_factory=time.monotonic)
+
+
 @contextlib.contextmanager
-def _serving(root: Path, say: Say, children: list[servers.Child]) -> Iterator[dict[str, str]]:
+def _serving(root: Path, say: Say, children: list[Kept]) -> Iterator[dict[str, str]]:
     """Have a server and a process that serves; yields the environment of who talks to them."""
     if servers.named(say, "; deployments are registered there"):
         with _served(root, {**os.environ, "CAPGAP_ARTIFACTS": str(root)}, children) as environment:
@@ -60,23 +72,24 @@ def _serving(root: Path, say: Say, children: list[servers.Child]) -> Iterator[di
         yield servers.environment(root, url)
     else:
         child, url = servers.start_server(root)
-        children.append(child)
+        server = Kept(child, lambda: servers.server_at(root, url))
+        children.append(server)
         try:
             say(f"Prefect server: {url.removesuffix('/api')}")
             with _served(root, servers.environment(root, url), children) as environment, servers.announced(root, url):
                 yield environment
         finally:
-            child.stop()
+            server.child.stop()
 
 
 @contextlib.contextmanager
-def _served(root: Path, environment: dict[str, str], children: list[servers.Child]) -> Iterator[dict[str, str]]:
+def _served(root: Path, environment: dict[str, str], children: list[Kept]) -> Iterator[dict[str, str]]:
     servers.home(root).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready"
         command = [sys.executable, "-m", "flows.serve", "--ready", str(ready)]
         child = servers.Child(command, environment, servers.home(root) / "serve.log")
-        children.append(child)
+        children.append(Kept(child))
         try:
             servers.wait_for(ready.exists, child, "the process that serves the deployments")
             yield environment
@@ -110,15 +123,27 @@ def _run(root: Path, name: str, environment: dict[str, str], say: Say) -> int:
     return 0
 
 
-def _watch(children: list[servers.Child], say: Say) -> int:
-    """Wait for a signal; return where a child ends by itself."""
+def _watch(children: list[Kept], say: Say) -> int:
+    """Wait for a signal; return where a process ends by itself and cannot be begun again."""
     while True:
-        for child in children:
+        for kept in children:
             try:
-                status = child.process.wait(timeout=0.5)
+                status = kept.child.process.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
                 continue
-            say(f"a served process ended by itself with status {status}:\n{child.last_lines()}")
-            return 1
+            say(f"a served process ended by itself with status {status}:\n{kept.child.last_lines()}")
+            if not _revived(kept):
+                return 1
+            say("it was started again; what trains was not touched")
         if not children:
             time.sleep(0.5)
+
+
+def _revived(kept: Kept) -> bool:
+    """Begin a process again, unless there is no way, or it ended soon after it had begun."""
+    if kept.again is None or time.monotonic() - kept.since < SOON:
+        return False
+    kept.since = time.monotonic()
+    child = kept.again()
+    kept.child = child or kept.child
+    return child is not None

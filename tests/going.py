@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ class Going:
         out, _ = self.command.communicate(timeout=600)
         assert self.command.returncode == 0, self.said.read_text()
         return json.loads(out)
+
+    def shown(self, path: str) -> list[str]:
+        """Return the states that the server shows."""
+        asked = urllib.request.Request(self.url + path, b"{}", {"Content-Type": "application/json"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=30) as answer:
+            return [run["state_type"] for run in json.loads(answer.read())]
 
     def kill_server(self) -> None:
         os.killpg(self.server.process.pid, signal.SIGKILL)

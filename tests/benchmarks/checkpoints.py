@@ -1,4 +1,7 @@
-"""What keeping the state of a training costs: the same training with checkpoints and without, by turns.
+"""What keeping the state of a training costs: blocks of steps with a checkpoint at the end and without, by turns.
+
+A machine's speed drifts by more than what a checkpoint a minute costs, so that whole runs could not show it: blocks of
+some seconds that follow one another are compared, the one with the checkpoint first and last in turn.
 
 ``python tests/benchmarks/checkpoints.py`` writes its rows to ``artifacts/published/benchmarks.parquet`` and their
 summary into the README. A BERT of the size of MiniLM (6 layers of width 384, 22.7 million parameters) is trained from
@@ -32,20 +35,36 @@ from flows.results import with_table, write  # noqa: E402
 NAME, FILE, README = "checkpoints", ROOT / "artifacts" / "published" / "benchmarks.parquet", ROOT / "README.md"
 SIZES = {"layers": 6, "hidden": 384, "heads": 12, "neurons": 1536, "vocabulary": 30522, "labels": 2}
 BATCH = 32
+EVERY = Execution().checkpoint_seconds
 
 
-class Timed(checkpoints.Checkpoints):
-    """Counts what it saves, and the seconds that it takes."""
+class Turns(checkpoints.Checkpoints):
+    """Keeps the state at the end of one of each two blocks of steps."""
 
-    saves, seconds, size = 0, 0.0, 0
+    def __init__(self, folder: Path, size: int) -> None:
+        super().__init__(folder, every=1.0, machine={}, progress=Silent())
+        self._size, self._step = size, 0
+        self.seconds = 0.0
+        """Of the newest one."""
+
+    def due(self) -> bool:
+        self._step += 1
+        return self._step % self._size == 0 and keeps((self._step - 1) // self._size)
 
     def save(self, *args: Any) -> None:
         begun = time.monotonic()
         super().save(*args)
-        self.seconds += time.monotonic() - begun
-        self.saves += 1
-        newest = max(self._folder.glob("step-*"))
-        self.size = sum(path.stat().st_size for path in newest.iterdir())
+        self.seconds = time.monotonic() - begun
+
+    @property
+    def size(self) -> int:
+        """Bytes of the newest checkpoint."""
+        return sum(path.stat().st_size for path in max(self._folder.glob("step-*")).iterdir())
+
+
+def keeps(block: int) -> bool:
+    """Return whether a block ends with a checkpoint: the first of every other pair, the second of the rest."""
+    return (block % 2 == 0) == (block // 2 % 2 == 0)
 
 
 def examples(folder: Path) -> Examples:
@@ -60,76 +79,77 @@ def examples(folder: Path) -> Examples:
     return Examples(folder / "train.parquet", pad=0, regression=False)
 
 
-def run(part: Examples, count: int, folder: Path, execution: Execution, *, every: float | None) -> dict[str, Any]:
-    """Train for so many steps; return what it took."""
+def blocks(part: Examples, size: int, count: int, folder: Path, execution: Execution) -> list[dict[str, Any]]:
+    """Train for so many blocks of steps; return a row for each."""
     how = training.Training(
-        steps=count, learning_rate=1e-4, batch_size=BATCH, micro_batch=BATCH, weight_decay=0.01, warmup=0.1, clip=5.0,
-        dtype=machine.precision("auto", machine.device_of(execution), hidden=SIZES["hidden"]), seed=1,
+        steps=size * count, learning_rate=1e-4, batch_size=BATCH, micro_batch=BATCH, weight_decay=0.01, warmup=0.1,
+        clip=5.0, dtype=machine.precision("auto", machine.device_of(execution), hidden=SIZES["hidden"]), seed=1,
     )  # fmt: skip
     data = Reference(stage="data", identity="", code="", digest="", path="", summary={"task": "classification"})
+    rows: list[dict[str, Any]] = []
     with machine.ready(execution, seed=1) as device, tempfile.TemporaryDirectory(dir=folder) as place:
+        facts = {
+            "benchmark": NAME, "steps": size, "dtype": how.dtype, "device": str(device),
+            "processor": machine.name(device), "threads": machine.threads_of(execution), "torch": torch.__version__,
+        }  # fmt: skip
         model = bert.scratch(**SIZES).to(device).train()
-        keeper = Timed(Path(place), every=every, machine={}, progress=Silent()) if every else None
+        keeper = Turns(Path(place), size)
         loss_of = steps.task_loss(model, data, lambda: machine.autocast(device, how.dtype))
         cpu, wall = time.process_time(), time.monotonic()
-        for last in training.train(model, part, how, loss_of, device=device, stage=NAME, keeper=keeper):
-            tokens = last.tokens
-        spent = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.monotonic() - wall}
-        kept = (keeper.saves, keeper.seconds, keeper.size) if keeper else (0, 0.0, 0)
-    names = ("saves", "save_seconds", "bytes")
-    return {
-        "benchmark": NAME, "variant": f"every {every:g} s" if every else "none", **spent,
-        **dict(zip(names, kept, strict=True)), "steps": count, "tokens": tokens, "dtype": how.dtype,
-        "device": str(device), "processor": machine.name(device), "threads": machine.threads_of(execution),
-        "torch": torch.__version__,
-    }  # fmt: skip
+        for step in training.train(model, part, how, loss_of, device=device, stage=NAME, keeper=keeper):
+            if step.step % size:
+                continue
+            block = step.step // size - 1
+            kept = keeps(block)
+            spent = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.monotonic() - wall}
+            saved = (
+                {"save_seconds": keeper.seconds, "bytes": keeper.size} if kept else {"save_seconds": 0.0, "bytes": 0}
+            )
+            rows.append({"pair": block // 2, "variant": "kept" if kept else "none", **spent, **saved, **facts})
+            cpu, wall = time.process_time(), time.monotonic()
+    return rows
 
 
 def line(frame: pd.DataFrame) -> str:
-    """Return what the pairs show, as a sentence for the README."""
+    """Return what the pairs show, as an item for the README's list."""
     own = frame[frame["benchmark"] == NAME]
-    kept, none = (own[own["variant"] != "none"], own[own["variant"] == "none"])
+    kept, none = (own[own["variant"] == variant] for variant in ("kept", "none"))
     both = kept.merge(none, on="pair", suffixes=("", "_none"))
-    extra = {unit: 100 * (both[f"{unit}_seconds"] / both[f"{unit}_seconds_none"] - 1) for unit in ("cpu", "wall")}
-    saving = 100 * kept["save_seconds"] / kept["wall_seconds"]
-    first, took = kept.iloc[0], none["wall_seconds"].median()
+    extra = {unit: both[f"{unit}_seconds"] - both[f"{unit}_seconds_none"] for unit in ("cpu", "wall")}
+    first, share = kept.iloc[0], 100 * extra["wall"].median() / EVERY
     return (
-        f"Measured in {len(both)} pairs of runs with and without, {first['steps']} steps and about {took:.0f} s\n"
-        f"each, 22.7 million parameters, {first['bytes'] / 1e6:.0f} MB a checkpoint, {first['variant']} "
-        f"({first['dtype']}, {first['threads']} threads of an {first['processor']}), as median\n"
-        f"(lowest to highest): CPU time {told(extra['cpu'], '+')}, wall clock {told(extra['wall'], '+')};\n"
-        f"{told(saving)} of the time is spent in saving. `make bench` measures it again."
+        f"* One in {EVERY:.0f} seconds costs {share:.1f}% of the time: for 22.7 million parameters "
+        f"({first['bytes'] / 1e6:.0f} MB) a checkpoint took {told(extra['wall'])}\n"
+        f"  of wall clock and {told(extra['cpu'])} of CPU time, median (lowest to highest) of {len(both)} pairs of\n"
+        f"  blocks of {first['steps']} steps with and without one, by turns "
+        f"({first['dtype']}, {first['threads']} threads of an {first['processor']}; `make bench`)."
     )
 
 
-def told(values: "pd.Series[float]", sign: str = "") -> str:
-    """Return per cents with their spread."""
-    return f"{values.median():{sign}.1f}% ({values.min():{sign}.1f}% to {values.max():{sign}.1f}%)"
+def told(values: "pd.Series[float]") -> str:
+    """Return seconds with their spread."""
+    return f"{values.median():.2f} s ({values.min():.2f} to {values.max():.2f})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the pairs, or only write the line of those that are there."""
+    """Measure, publish the rows, and write the line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=125.0, help="about how long a run takes")
-    parser.add_argument("--every", type=float, default=60.0, help="seconds between checkpoints")
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=6.0, help="about how long a block takes")
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args(argv)
     execution = Execution(threads=given.threads)
     with tempfile.TemporaryDirectory(dir=ROOT / "artifacts") as name:
         folder = Path(name)
         part = examples(folder)
-        trial = run(part, 100, folder, execution, every=None)  # warms up, too
-        count = max(1, round(100 * given.seconds / trial["wall_seconds"]))
-        rows = []
-        for pair in range(given.pairs):
-            for every in (given.every, None):
-                rows.append({"pair": pair, **run(part, count, folder, execution, every=every)})
-                print({k: rows[-1][k] for k in ("pair", "variant", "cpu_seconds", "wall_seconds", "save_seconds")})
+        trial = blocks(part, 20, 4, folder, execution)  # warms up, too
+        size = max(1, round(20 * given.seconds / min(row["wall_seconds"] for row in trial)))
+        rows = blocks(part, size, 2 * (given.pairs + 1), folder, execution)[2:]  # the first pair begins cold
     held = [pq.read_table(FILE).to_pandas()] if FILE.is_file() else []
     frame = pd.concat([*(old[old["benchmark"] != NAME] for old in held), pd.DataFrame(rows)], ignore_index=True)
     write(FILE, frame)
     README.write_text(with_table(README.read_text(encoding="utf8"), line(frame), name=NAME), encoding="utf8")
+    print(line(frame))
     return 0
 
 

@@ -134,3 +134,12 @@ def test_a_record_that_breaks_a_parser_is_damaged(tmp_path: Path, candidates: Re
     (made.folder / stores.RECORD).unlink()
     (made.folder / stores.RECORD).symlink_to(stores.RECORD)
     assert make(tmp_path, candidates).digest == made.digest
+
+
+def test_what_was_killed_just_after_its_commit_leaves_nothing(tmp_path: Path, candidates: Reference) -> None:
+    made = make(tmp_path, candidates)
+    address = Address(stage="tradeoff", identity=made.identity, code=made.code)
+    work = Store(tmp_path / "art").work(address)
+    (work / "checkpoints").mkdir(parents=True)
+    assert make(tmp_path, candidates).reused
+    assert not work.exists()

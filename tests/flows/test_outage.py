@@ -1,11 +1,9 @@
 """A Prefect server that goes away while a stage trains, for a while or for good: the training does not wait for it."""
 
-import json
 import os
 import signal
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,18 +29,11 @@ def away(going: Going, seconds: float) -> None:
     going.start_server_again()
     result = going.result()
     assert result["status"] == "completed"
-    assert shown(going, "/flow_runs/filter") == ["COMPLETED"]
+    assert going.shown("/flow_runs/filter") == ["COMPLETED"]
     deadline = time.monotonic() + 60
-    while shown(going, "/task_runs/filter") != ["COMPLETED"] * len(result["stages"]):
+    while going.shown("/task_runs/filter") != ["COMPLETED"] * len(result["stages"]):
         assert time.monotonic() < deadline, "the UI did not catch up"
         time.sleep(0.5)
-
-
-def shown(going: Going, path: str) -> list[str]:
-    """Return the states that the server shows."""
-    asked = urllib.request.Request(going.url + path, b"{}", {"Content-Type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=30) as answer:
-        return [run["state_type"] for run in json.loads(answer.read())]
 
 
 def test_the_server_is_away_while_a_stage_trains(going: Going) -> None:
