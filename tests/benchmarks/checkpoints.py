@@ -116,13 +116,14 @@ def line(frame: pd.DataFrame) -> str:
     kept, none = (own[own["variant"] == variant] for variant in ("kept", "none"))
     both = kept.merge(none, on="pair", suffixes=("", "_none"))
     extra = {unit: both[f"{unit}_seconds"] - both[f"{unit}_seconds_none"] for unit in ("cpu", "wall")}
-    first, share = kept.iloc[0], 100 * extra["wall"].median() / EVERY
+    first, saving = kept.iloc[0], kept["save_seconds"]
     return (
-        f"* One in {EVERY:.0f} seconds costs {share:.1f}% of the time: for 22.7 million parameters "
-        f"({first['bytes'] / 1e6:.0f} MB) a checkpoint took {told(extra['wall'])}\n"
-        f"  of wall clock and {told(extra['cpu'])} of CPU time, median (lowest to highest) of {len(both)} pairs of\n"
-        f"  blocks of {first['steps']} steps with and without one, by turns "
-        f"({first['dtype']}, {first['threads']} threads of an {first['processor']}; `make bench`)."
+        f"* One in {EVERY:.0f} seconds costs {100 * saving.median() / EVERY:.1f}% of the time: for 22.7 million parameters "
+        f"({first['bytes'] / 1e6:.0f} MB)\n"
+        f"  saving took {told(saving)}. A block of {first['steps']} steps with it at the end took {told(extra['wall'])}\n"
+        f"  longer than the one beside it without ({told(extra['cpu'])} of CPU time): medians (lowest to highest, with the\n"
+        f"  machine's own drift) of {len(both)} pairs, by turns; {first['dtype']}, {first['threads']} threads of an "
+        f"{first['processor']}; `make bench`."
     )
 
 
