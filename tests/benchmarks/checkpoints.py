@@ -117,13 +117,13 @@ def line(frame: pd.DataFrame) -> str:
     both = kept.merge(none, on="pair", suffixes=("", "_none"))
     extra = {unit: both[f"{unit}_seconds"] - both[f"{unit}_seconds_none"] for unit in ("cpu", "wall")}
     first, saving = kept.iloc[0], kept["save_seconds"]
+    share, size = 100 * saving.median() / EVERY, first["bytes"] / 1e6
     return (
-        f"* One in {EVERY:.0f} seconds costs {100 * saving.median() / EVERY:.1f}% of the time: for 22.7 million parameters "
-        f"({first['bytes'] / 1e6:.0f} MB)\n"
-        f"  saving took {told(saving)}. A block of {first['steps']} steps with it at the end took {told(extra['wall'])}\n"
-        f"  longer than the one beside it without ({told(extra['cpu'])} of CPU time): medians (lowest to highest, with the\n"
-        f"  machine's own drift) of {len(both)} pairs, by turns; {first['dtype']}, {first['threads']} threads of an "
-        f"{first['processor']}; `make bench`."
+        f"* One in {EVERY:.0f} seconds costs {share:.1f}% of the time: for 22.7 million parameters ({size:.0f} MB)\n"
+        f"  saving took {told(saving)}. A block of {first['steps']} steps with it at the end took\n"
+        f"  {told(extra['wall'])} longer than the one beside it without ({told(extra['cpu'])} of CPU time):\n"
+        f"  medians (lowest to highest, with the machine's own drift) of {len(both)} pairs, by turns; "
+        f"{first['dtype']}, {first['threads']} threads of an\n  {first['processor']}; `make bench`."
     )
 
 
