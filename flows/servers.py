@@ -85,11 +85,14 @@ class Child:
         if self.process.stdout is not None:
             self.process.stdout.close()
 
+    def lines(self) -> list[str]:
+        """Return what the child has written to its log."""
+        log = self._log
+        return log.read_text(encoding="utf8", errors="replace").splitlines() if log and log.is_file() else []
+
     def last_lines(self) -> str:
-        """Return the end of what the child has written to its log."""
-        if self._log is None or not self._log.is_file():
-            return ""
-        return "\n".join(self._log.read_text(encoding="utf8", errors="replace").splitlines()[-15:])
+        """Return the end of that."""
+        return "\n".join(self.lines()[-15:])
 
     def _alive(self) -> bool:
         self.process.poll()
@@ -183,7 +186,7 @@ def server_at(root: Path, url: str) -> Child | None:
         wait_for(lambda: _home_of(url) == str(home(root)), child, "the Prefect server")
     except BaseException as error:
         child.stop()
-        if isinstance(error, Ended) and "already in use" in child.last_lines():
+        if isinstance(error, Ended) and any("already in use" in line for line in child.lines()):
             return None
         raise
     return child

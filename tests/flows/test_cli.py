@@ -118,18 +118,36 @@ def test_a_named_server_that_does_not_answer_is_said(words, environment, tmp_pat
         assert json.loads(done.stdout)["status"] == "failed"
 
 
-def test_a_server_whose_port_another_took_first_is_started_on_the_next(monkeypatch, tmp_path):
-    """Two that start together may both find one port free; what answers there is then not always one's own."""
-    for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    first, url = servers.start_server(tmp_path / "first")
-    try:
-        ports = iter([int(url.split(":")[2].split("/")[0]), servers.free_port()])
-        monkeypatch.setattr(servers, "free_port", lambda: next(ports))
-        second, other = servers.start_server(tmp_path / "second")
-        second.stop()
-        assert other != url
-        assert not servers.healthy(other)
-        assert servers.healthy(url)
-    finally:
-        first.stop()
+STARTS = """
+import sys
+from pathlib import Path
+from flows import servers
+ports = iter([int(sys.argv[2])])
+free = servers.free_port
+servers.free_port = lambda: next(ports, None) or free()
+child, url = servers.start_server(Path(sys.argv[1]))
+print(url, flush=True)
+sys.stdin.readline()
+child.stop()
+"""
+
+
+def test_two_servers_that_find_one_port_free_both_start(tmp_path):
+    """What answers at a port is not always one's own: they are asked for their folder."""
+    port = str(servers.free_port())
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTS, str(tmp_path / name), port],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for name in ("one", "other")
+    ]  # fmt: skip
+    urls = [process.stdout.readline().strip() for process in both]
+    assert len(set(urls)) == 2
+    assert f":{port}/" in "".join(urls)
+    for url, name in zip(urls, ("one", "other"), strict=True):
+        assert servers._home_of(url) == str(servers.home(tmp_path / name))
+    for process in both:
+        process.communicate("\n", timeout=60)
+        assert process.returncode == 0
