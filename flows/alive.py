@@ -24,7 +24,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import PrefectException
-from prefect.states import Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed
 
 from capgap_core.errors import InputFaults, fault
 from capgap_core.locks import take
@@ -111,16 +111,18 @@ def _mark(client: SyncPrefectClient, run: FlowRun) -> str:
         now = client.read_flow_run(run.id)  # with the lock in hand: it may have ended, or begun again, just before
         if now.state is None or now.state.type not in GOING or file.read().strip() != _holder(now.run_count):
             return ""  # the lock may be that of an earlier attempt, where this one has only just begun
-        state = _state_of(root, run)
+        state = _state_of(root, run, cancelled=now.state.type == StateType.CANCELLING)
         client.set_flow_run_state(run.id, state, force=True)
         return f"marked as {state.name}"
 
 
-def _state_of(root: Path, run: FlowRun) -> State[Any]:
+def _state_of(root: Path, run: FlowRun, *, cancelled: bool) -> State[Any]:
     """Return how a run has ended whose process could not tell the server."""
     folder = runs.folder_of(root, str(run.id))
     if runs.completed(folder):
         return Completed(message="It had ended while the server was away.")
+    if cancelled:  # it has ended as it was told to, and whoever told it has not said so yet
+        return Cancelled(message="It can be resumed.")
     if not (folder / "params.json").is_file():
         return Crashed(message="Its process has ended before the first stage. Start it again.")
     command = runs.resume_command(str(run.name).partition("-")[0], root, str(run.id))

@@ -81,6 +81,19 @@ def test_a_run_that_had_ended_while_the_server_was_away_is_completed(prefect_ser
     assert state_of(run).is_completed()
 
 
+def test_a_run_that_ended_because_it_was_cancelled_is_cancelled(prefect_server, tmp_path):
+    """Its process is gone, and who serves it has not told the server yet."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling
+
+    run, process = running(tmp_path, held_by=0)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Cancelling(), force=True)
+    end(process)
+    alive.mark_dead(lambda _: None)
+    assert state_of(run).is_cancelled()
+
+
 def test_a_lock_of_an_earlier_attempt_says_nothing_of_this_one(prefect_server, tmp_path):
     """A run that was just retried: its process is up and has not taken the lock yet."""
     run, process = running(tmp_path, held_by=-1)
