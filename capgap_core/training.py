@@ -161,14 +161,15 @@ def train(
                 if keeper.due():
                     keeper.save(steps, model, optimizer, drawn)
             yield steps[-1]
-    except Exception:
-        raise
-    except BaseException:  # whoever ends the training, by a signal or by closing the iterator, may want to go on later
-        with signals.deferred():
-            try:
-                keeper.save(steps, model, optimizer, drawn)
-            except Exception as error:  # what ended the training is what counts
-                keeper.tell(f"the state of the training could not be kept: {error}")
+    except BaseException as ended:
+        if not isinstance(
+            ended, Exception
+        ):  # a signal, or the iterator was closed: whoever did may want to go on later
+            with signals.deferred():
+                try:
+                    keeper.save(steps, model, optimizer, drawn)
+                except Exception as error:  # what ended the training is what counts
+                    keeper.tell(f"the state of the training could not be kept: {error}")
         raise
 
 

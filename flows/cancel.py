@@ -10,8 +10,10 @@ from contextvars import copy_context
 from threading import Thread
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import PrefectException
 from prefect.states import Cancelled
 
 EVERY = 3.0
@@ -43,7 +45,7 @@ def _watch(run: UUID) -> None:
             time.sleep(EVERY)
             try:
                 state = client.read_flow_run(run).state
-            except Exception:  # a server that is away: it is asked again
+            except (HTTPError, PrefectException):  # the server is away, which others say: it is asked again
                 continue
             if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
                 _asked.append(run)
