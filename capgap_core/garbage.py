@@ -80,7 +80,7 @@ def remove(root: Path, waste: Sequence[Waste]) -> list[Waste]:
                 targets.append((item, target))
     for _, target in targets:
         stores.remove(target)
-    return [item for item, _ in targets]
+    return [item for item, target in targets if not os.path.lexists(target)]
 
 
 def _address(root: Path, item: Waste) -> Address | None:

@@ -124,7 +124,7 @@ class Store:
         try:
             fsync_folder(target.parent)
         finally:  # the result is there, whatever becomes of the rest
-            shutil.rmtree(self.work(address), ignore_errors=True)
+            remove(self.work(address))
         return target
 
 

@@ -47,7 +47,7 @@ def collect(root: Path, *, apply: bool, unfinished: bool, say: Say) -> int:
         print(present.grid(["what", "where", "size", "why"], rows))
     kept = len(waste) - len(gone)
     if kept:
-        say(f"{kept} kept: in use now")
+        say(f"{kept} kept: in use now, or not to be removed")
     total = size(sum(item.bytes for item in gone))
     print(f"{total} freed" if apply else f"{total} would be freed by --apply")
     return 0

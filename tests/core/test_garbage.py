@@ -138,3 +138,12 @@ except OSError as error:
         [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "No space left on device", done.stderr
+
+
+def test_what_could_not_be_removed_is_not_said_to_be_gone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waste = garbage.find(tmp_path)
+    assert waste
+    monkeypatch.setattr(stores, "remove", lambda _: None)
+    assert garbage.remove(tmp_path, waste) == []
