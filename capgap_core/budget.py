@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+from capgap_core.batches import room_for
 from capgap_core.machine import Precision
 from capgap_core.recipes import Protocol, TrainRecipe
 from capgap_core.training import Training
@@ -43,8 +46,8 @@ PAPER = ((5000, 16, 3e-5), (10**12, 32, 2e-5))
 
 
 def resolve(
-    asked: TrainRecipe, arm: Arm, *, rows: int, hidden: int, scratch: bool, protocol: Protocol, dtype: Precision,
-    seed: int,
+    asked: TrainRecipe, arm: Arm, *, lengths: np.ndarray, hidden: int, scratch: bool, protocol: Protocol,
+    dtype: Precision, seed: int,
 ) -> Training:  # fmt: skip
     """Return a training recipe without open fields.
 
@@ -52,13 +55,14 @@ def resolve(
     ----------
     asked
         What the user gave; a null field is filled here.
-    rows
-        Training examples.
+    lengths
+        Tokens of each training example.
     hidden
         Width of the model.
     scratch
         Whether the teacher is trained from scratch.
     """
+    rows = len(lengths)
     budget = (SCRATCH if scratch else BUDGETS)[arm]
     if protocol == "paper" and not scratch:
         batch, rate = next((b, lr) for limit, b, lr in PAPER if rows <= limit)
@@ -66,7 +70,9 @@ def resolve(
     else:
         batch, rate = BATCH, budget.learning_rate * WIDTH / hidden
     size = min(asked.batch_size or batch, rows)
-    per_epoch = -(-rows // size)
+    room, per_epoch = None, -(-rows // size)
+    if asked.batches == "tokens" and protocol != "paper":
+        room, per_epoch = room_for(lengths, size)
     if asked.epochs is not None:
         steps = max(1, round(asked.epochs * per_epoch))
     else:
@@ -75,6 +81,8 @@ def resolve(
         steps=steps,
         learning_rate=asked.learning_rate or rate,
         batch_size=size,
+        room=room,
+        per_epoch=per_epoch,
         micro_batch=min(asked.micro_batch or size, size),
         weight_decay=asked.weight_decay,
         warmup=asked.warmup,

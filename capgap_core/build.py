@@ -5,14 +5,13 @@ import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from capgap_core import fingerprint, store as stores
+from capgap_core.contents import content_digest
 from capgap_core.errors import Damaged, StageFailed, StoreError
 from capgap_core.fingerprint import code_of
 from capgap_core.identity import canonical, digest_of_files, identity_of, sha256_text
@@ -91,21 +90,6 @@ def store_of(execution: Execution) -> Store:
     if execution.root is None:
         raise StoreError("run.root is not set: give the folder of the store")
     return Store(execution.root, verify=execution.verify)
-
-
-def content_digest(item: Input) -> str:
-    """Return what an input holds: a stage's digest, or for a model its weights and the plan of its slice."""
-    if isinstance(item, Reference):
-        return item.digest
-    record = stores.verified_record(item.reference.folder, verify="sizes")
-    model = {path: checksum for path, checksum in stores.covered(record.files).items() if path.startswith("model/")}
-    plan = [] if item.scale is None else _plan_rows(item.reference.table("plan"), item.scale)
-    return sha256_text(digest_of_files(model) + repr(plan))
-
-
-def _plan_rows(path: Path, scale: float) -> list[tuple[Any, ...]]:
-    rows = pq.read_table(path, filters=[("scale", "=", scale)]).to_pylist()
-    return sorted((row["layer"], row["axis"], row["kept"]) for row in rows)
 
 
 def reusable(

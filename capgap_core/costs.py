@@ -26,8 +26,11 @@ class Costs:
 
     def sandwich(self, training: Training) -> float:
         """Return the FLOPs of training all candidates and the target at once."""
-        cost = sandwich_flops(self.teacher, list(self.scales.values()), sampled=self.sampled)
-        return cost * examples_seen(training, self.rows)
+        return self.sandwich_of_a_step(self.sampled) * examples_seen(training, self.rows)
+
+    def sandwich_of_a_step(self, sampled: int | None) -> float:
+        """Return the FLOPs of the sandwich for one example, where so many sub-networks are drawn, or all train."""
+        return sandwich_flops(self.teacher, list(self.scales.values()), sampled=sampled)
 
     def distilled(self, training: Training, teacher: float) -> float:
         """Return the FLOPs of distilling the target from a model of so many forward FLOPs."""
@@ -79,8 +82,8 @@ def sandwich_flops(teacher: float, candidates: Sequence[float], *, sampled: int 
 
 
 def examples_of_a_step(training: Training, rows: int) -> float:
-    """Return the mean examples of a step: the last batch of an epoch is short where the rows do not divide."""
-    return rows / -(-rows // training.batch_size)
+    """Return the mean examples of a step."""
+    return rows / training.per_epoch
 
 
 def examples_seen(training: Training, rows: int) -> float:

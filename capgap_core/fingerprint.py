@@ -33,7 +33,12 @@ def code_of(stage: str, extra: Iterable[str] = ()) -> tuple[str, dict[str, str]]
     extra
         Modules that the stage loads by name and so does not import, such as ``families.bert``.
     """
-    modules = {name: module_fingerprint(name) for name in closure([f"stages.{stage}", *extra])}
+    return hashed([f"stages.{stage}", *extra])
+
+
+def hashed(start: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Return the fingerprint of modules with all that they import, and that of each."""
+    modules = {name: module_fingerprint(name) for name in closure(start)}
     joined = "\n".join(f"{name} {modules[name]}" for name in sorted(modules))
     return hashlib.sha256(joined.encode()).hexdigest()[:16], modules
 

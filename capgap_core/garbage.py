@@ -17,7 +17,10 @@ from capgap_core.in_use import removing
 from capgap_core.locks import take
 from capgap_core.store import Address, Store
 
-Kind = Literal["stage", "trash", "leftover", "unfinished"]
+Kind = Literal["stage", "outputs", "trash", "leftover", "unfinished"]
+OUTPUTS, BY = "targets", "by-"
+"""Where teachers' outputs are kept, and what begins the names of the files that say whose; as ``kept_outputs`` has it,
+which needs torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,11 @@ def find(root: Path, *, unfinished: bool = False, kept: Collection[str] = ()) ->
         for a in stores.addresses(root / "store")
         if a not in reached
     ]
+    found += [
+        _waste("outputs", folder, "no report rests on the teacher")
+        for folder in _outputs(root)
+        if not _makers(folder) & reached
+    ]
     for address in stores.addresses(root / "work"):
         if store.folder(address).is_dir():
             found.append(_waste("leftover", store.work(address), "its stage is finished"))
@@ -72,33 +80,54 @@ def remove(root: Path, waste: Sequence[Waste]) -> list[Waste]:
     with removing(root) as used:  # short: folders are only moved out of everybody's sight
         reached = _reached(Store(root))
         for number, item in enumerate(waste):
-            address = _address(root, item)
-            if address is None or (address in reached and item.kind == "stage") or "-".join(address.parts) in used:
+            if item.kind == "trash" or _name(root, item) in used or _needed(root, item, reached):
                 continue
             target = trash / f"removed-{time.time_ns()}-{number}"
-            if _moved(Store(root), address, item, target):
+            if _moved(root, item, target):
                 targets.append((item, target))
     for _, target in targets:
         stores.remove(target)
     return [item for item, target in targets if not os.path.lexists(target)]
 
 
-def _address(root: Path, item: Waste) -> Address | None:
-    if item.kind == "trash":
-        return None
-    _, stage, identity, code = item.path.relative_to(root).parts
-    return Address(stage=stage, identity=identity, code=code)
+def _name(root: Path, item: Waste) -> str:
+    """Return the name under which a process uses it, which its lock has, too."""
+    place, *parts = item.path.relative_to(root).parts
+    return "-".join([place, *parts] if place == OUTPUTS else parts)
 
 
-def _moved(store: Store, address: Address, item: Waste, target: Path) -> bool:
-    """Move a folder, unless somebody makes its stage just now."""
-    lock = store.lock(address)
+def _needed(root: Path, item: Waste, reached: set[Address]) -> bool:
+    """Return whether a report has come to rest on it."""
+    if item.kind == "outputs":
+        return bool(_makers(item.path) & reached)
+    stage, identity, code = item.path.relative_to(root).parts[1:]
+    return item.kind == "stage" and Address(stage=stage, identity=identity, code=code) in reached
+
+
+def _moved(root: Path, item: Waste, target: Path) -> bool:
+    """Move a folder, unless somebody makes it just now."""
+    lock = root / "locks" / f"{_name(root, item)}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as held:
         if not take(held.fileno()) or not item.path.is_dir():
             return False
         os.rename(item.path, target)
     return True
+
+
+def _outputs(root: Path) -> list[Path]:
+    """Return the folders of teachers' outputs; a link is not ours."""
+    return [path for path in sorted((root / OUTPUTS).glob("*")) if path.is_dir() and not path.is_symlink()]
+
+
+def _makers(folder: Path) -> set[Address]:
+    """Return the stages whose models they are outputs of."""
+    names = [path.name.removeprefix(BY).split("-") for path in folder.glob(f"{BY}*")]
+    return {
+        Address(stage=parts[0], identity=parts[1], code=parts[2])
+        for parts in names
+        if len(parts) == 3 and all(map(stores.NAME.fullmatch, parts))
+    }
 
 
 def _reached(store: Store) -> set[Address]:

@@ -1,5 +1,7 @@
 """Distances between predictions, and between hidden states: sums, so that the caller divides once."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,23 +28,21 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
-def hidden_error(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], keep: Tensor) -> Tensor:
+def hidden_error(student: tuple[Tensor, ...], teacher: Tensor, keep: Tensor) -> Tensor:
     """Return the sum over real tokens of the squared error of hidden states, a mean over layers and width.
 
     Parameters
     ----------
-    student, teacher
-        A state ``(n, t, h)`` for each matched layer.
+    student
+        A state ``(r, h)`` for each of the l matched layers.
+    teacher
+        ``(r, l, h)``.
     keep
-        ``(n, t)``, true for real tokens.
+        ``(r,)``, true for real tokens.
 
     Dividing by the number of real tokens gives the MSE(H_s, H_t) of MiniDisc.
     """
-    total = torch.zeros((), device=keep.device)
-    for ours, theirs in zip(student, teacher, strict=True):
-        error = F.mse_loss(ours.float(), theirs.float(), reduction="none").mean(dim=-1)
-        total = total + error.masked_fill(~keep, 0.0).sum()
-    return total / len(student)
+    return _HiddenError.apply(keep, teacher, *student)
 
 
 def matched_layers(layers: int) -> tuple[int, ...]:
@@ -51,3 +51,27 @@ def matched_layers(layers: int) -> tuple[int, ...]:
     The released code takes ``int(layers / 6)``, which is 0, and fails, below six layers; here it is at least 1.
     """
     return tuple(range(0, layers + 1, max(1, layers // 6)))
+
+
+class _HiddenError(torch.autograd.Function):
+    """All layers as one node, which keeps the errors and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, keep: Tensor, target: Tensor, *states: Tensor) -> Tensor:
+        """Compute, and keep what the gradients need."""
+        errors = []
+        total = torch.zeros((), device=keep.device)
+        dropped = (~keep).nonzero()[:, 0]
+        for layer, state in enumerate(states):
+            error = state.float().sub(target[:, layer].float()).index_fill_(0, dropped, 0.0)
+            total += error.flatten().dot(error.flatten())
+            errors.append(error)
+        ctx.scale = 1.0 / (target.shape[1] * target.shape[2])
+        ctx.save_for_backward(*errors)
+        return total * ctx.scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients; not to be differentiated again."""
+        (grad,) = grads
+        return None, None, *(error * (2.0 * ctx.scale * grad) for error in ctx.saved_tensors)

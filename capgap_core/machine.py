@@ -1,12 +1,13 @@
 """What this machine can do: the device, the precision that is fast on it, and a place to run in."""
 
+import ctypes
 import gc
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,12 +15,12 @@ from torch import nn
 from capgap_core.recipes import Dtype, Execution
 
 Precision = Literal["float32", "bfloat16"]
-Context = Callable[[], AbstractContextManager[Any]]
-"""Gives what a forward pass runs in."""
-
+KINDS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RandomState = dict[str, torch.Tensor]
 """Kind of device → the state of its random generator."""
 
+EXACT = 2e-6
+"""Largest relative error of a product that counts as fp32's own; bfloat16's is a thousand times that."""
 WIDE = 256
 """Hidden size from which bfloat16 pays on a CPU."""
 
@@ -60,7 +61,7 @@ def ready(execution: Execution, *, seed: int = 0) -> Iterator[torch.device]:
     torch.set_flush_denormal(True)
     before = torch.get_num_threads()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _deterministic(execution.deterministic):
+    with torch.random.fork_rng(devices=devices), _deterministic(execution.deterministic), _faster_products(device):
         torch.manual_seed(seed)
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
@@ -69,6 +70,33 @@ def ready(execution: Execution, *, seed: int = 0) -> Iterator[torch.device]:
         finally:
             torch.set_num_threads(before)
             torch.set_flush_denormal(not kept)
+            give_back()
+
+
+@contextmanager
+def _faster_products(device: torch.device) -> Iterator[None]:
+    """Let oneDNN multiply fp32 matrices on a CPU, where it is as exact as torch's own choice.
+
+    torch asks MKL, which on some processors runs at half of what oneDNN does. The setting that asks oneDNN also allows
+    it bfloat16, which it uses where the processor has matrix units, and which is not wanted.
+    """
+    before = torch.get_float32_matmul_precision()
+    try:
+        if device.type == "cpu" and before == "highest":
+            torch.set_float32_matmul_precision("medium")
+            if _error_of_a_product() > EXACT:
+                torch.set_float32_matmul_precision(before)
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _error_of_a_product() -> float:
+    """Return the relative error of an fp32 product against fp64; draws from a generator of its own."""
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=draw) for _ in range(2))
+    exact = a.double() @ b.double()
+    return float((a @ b - exact).norm() / exact.norm())
 
 
 @contextmanager
@@ -84,9 +112,17 @@ def _deterministic(asked: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+def give_back() -> None:
+    """Have the C library return the memory that is free to the system: it keeps gigabytes after many sizes of batch."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)
+
+
 def free_memory() -> None:
     """Give back what only circles of references and torch's own cache still hold."""
     gc.collect()
+    give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -133,9 +169,3 @@ def keep_in(model: nn.Module, dtype: Precision) -> None:
 def autocast(device: torch.device, dtype: Precision) -> torch.autocast:
     """Return the context in which a forward pass runs at a precision; fp32 switches autocast off."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-def computes_in(tensor: torch.Tensor) -> torch.dtype:
-    """Return the type that linear layers compute in here: what autocast says where it is on, else the tensor's own."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

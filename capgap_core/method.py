@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from pydantic import BaseModel
 
-from capgap_core import budget, flops, machine, models
+from capgap_core import budget, flops, losses, machine, models
+from capgap_core.batches import lengths_of
 from capgap_core.costs import Costs
 from capgap_core.errors import OutOfMemory
+from capgap_core.kept_outputs import Kind
 from capgap_core.machine import device_of, precision
 from capgap_core.preflight import Checked
-from capgap_core.recipes import Execution, Minidisc, TrainRecipe
+from capgap_core.recipes import DistilRecipe, Execution, Minidisc, TrainRecipe
 from capgap_core.records import WORDS, Input, ModelInput, Reference
 from capgap_core.shapes import Shape
 from capgap_core.stages import (
@@ -52,7 +55,7 @@ class Method:
         self._corpus, self._given, self._call = checked.corpus, checked.teacher, call
         self._family = self._given.family if self._given else "bert"
         self._device = device_of(self.p.run)
-        self._rows, self._length = 0, 0.0
+        self._rows, self._length, self._lengths = 0, 0.0, np.zeros(0, dtype=np.int64)
         self._shape: Shape | None = None
         self._costs: Costs | None = None
         self._training: dict[str, Training] = {}
@@ -74,9 +77,19 @@ class Method:
     def _train(self, asked: TrainRecipe, arm: budget.Arm, hidden: int) -> Training:
         dtype = precision(asked.dtype, self._device, hidden=hidden)
         return budget.resolve(
-            asked, arm, rows=self._rows, hidden=hidden, scratch=self._given is None, protocol=self.p.protocol,
+            asked, arm, lengths=self._lengths, hidden=hidden, scratch=self._given is None, protocol=self.p.protocol,
             dtype=dtype, seed=self.p.seed,
         )  # fmt: skip
+
+    def _keep(self, asked: DistilRecipe, training: Training) -> Kind | None:
+        """Return in which type the teacher's hidden states are kept for a stage, or nothing where it is asked live."""
+        assert self._shape is not None
+        if asked.outputs != "auto":
+            return None if asked.outputs == "live" else asked.outputs
+        numbers = len(losses.matched_layers(self._shape.layers)) * self._shape.hidden
+        size = int(self._lengths.sum()) * numbers * machine.KINDS[training.dtype].itemsize
+        again = training.steps > training.per_epoch
+        return training.dtype if self._device.type == "cpu" and again and size <= asked.outputs_gb * 1e9 else None
 
     def data(self) -> Reference:
         """Cut and tokenise the data set."""
@@ -94,6 +107,7 @@ class Method:
             calibration_rows=p.data.calibration_rows, seed=p.data.seed, protocol=p.protocol, source=source,
         )  # fmt: skip
         made = self._stage("data", "", recipe)
+        self._lengths = lengths_of(made.table("train"))
         self._rows = made.summary["rows"]["train"]
         self._length = made.summary["tokens"]["train"] / self._rows
         return made
@@ -150,6 +164,7 @@ class Method:
             family=self._family, scales=self.scales, mode=asked.mode,
             random=asked.random if asked.mode == "sampled" else 0,
             temperature=asked.temperature, training=self._training["sandwich"],
+            keep=self._keep(asked, self._training["sandwich"]),
         )  # fmt: skip
         return self._stage(
             "sandwich", "candidate", recipe, data=data, teacher=ModelInput(reference=teacher), importance=importance
@@ -178,7 +193,10 @@ class Method:
         asked = self.p.student
         training = self._train(asked, "student", self._shape.hidden)
         self._training[role] = training if steps is None else training.model_copy(update={"steps": steps})
-        recipe = distil_stage.Recipe(family=self._family, temperature=asked.temperature, training=self._training[role])
+        recipe = distil_stage.Recipe(
+            family=self._family, temperature=asked.temperature, training=self._training[role],
+            keep=self._keep(asked, training),
+        )  # fmt: skip
         return self._stage("distil", role, recipe, data=data, teacher=teacher, start=start)
 
     def student(self, data: Reference, sandwich: Reference, scale: float) -> Reference:

@@ -74,7 +74,11 @@ class TrainRecipe(Recipe):
         default=None, gt=0, le=1, description="Peak learning rate; null: by model size."
     )
     batch_size: int | None = Field(
-        default=None, ge=1, le=4096, description="Examples in one optimizer step; null: by protocol."
+        default=None, ge=1, le=4096, description="Examples in one optimizer step, on average; null: by protocol."
+    )
+    batches: Literal["tokens", "examples"] = Field(
+        default="tokens",
+        description="tokens: steps of as many tokens as batch_size examples have; examples: of exactly batch_size.",
     )
     micro_batch: int | None = Field(
         default=None, ge=1, description="Examples at once in memory; null: the whole batch."
@@ -87,6 +91,25 @@ class TrainRecipe(Recipe):
     dtype: Dtype = Field(
         default="auto",
         description="Precision of the forward pass; auto: bfloat16 where the machine multiplies it fast.",
+    )
+
+
+class DistilRecipe(TrainRecipe):
+    """How what learns from a teacher trains."""
+
+    temperature: float = Field(
+        default=1.0, gt=0, le=100, description="Softens both predictions before they are compared."
+    )
+    outputs: Literal["auto", "bfloat16", "float32", "live"] = Field(
+        default="auto",
+        description="How the teacher's hidden states are kept, so that it is asked once; live: asked at every step; "
+        "auto: kept on a CPU where they are seen again and fit outputs_gb, in the precision of the training.",
+    )
+    outputs_gb: float = Field(
+        default=5.0,
+        ge=0,
+        le=1e6,
+        description="Most room for one teacher's outputs, in 10^9 bytes, where outputs is auto.",
     )
 
 
@@ -115,7 +138,7 @@ class ImportanceRecipe(Recipe):
     )
 
 
-class SandwichRecipe(TrainRecipe):
+class SandwichRecipe(DistilRecipe):
     """The joint training of all candidates and the target with shared weights."""
 
     grid: tuple[Scale, ...] = Field(
@@ -126,9 +149,6 @@ class SandwichRecipe(TrainRecipe):
     )
     random: int = Field(
         default=2, ge=0, le=32, description="Scales drawn in each step beside the two, where mode is sampled."
-    )
-    temperature: float = Field(
-        default=1.0, gt=0, le=100, description="Softens both predictions before they are compared."
     )
 
     @field_validator("grid")
@@ -155,13 +175,10 @@ class TradeoffRecipe(Recipe):
     )
 
 
-class StudentRecipe(TrainRecipe):
+class StudentRecipe(DistilRecipe):
     """The student and its controls."""
 
     scale: float = Field(default=0.1, gt=0, lt=1, description="Kept share of the prunable parameters, in (0, 1).")
-    temperature: float = Field(
-        default=1.0, gt=0, le=100, description="Softens both predictions before they are compared."
-    )
     controls: bool = Field(
         default=True, description="Also distil straight from the teacher, for equal epochs and for equal FLOPs."
     )

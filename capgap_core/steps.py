@@ -5,23 +5,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from capgap_core import losses, tables
 from capgap_core.batches import Batch
-from capgap_core.machine import Context
+from capgap_core.outputs import Computed
 from capgap_core.progress import Progress
 from capgap_core.records import Reference
 from capgap_core.training import LossOf, Step, Term
 
 
-def task_loss(model: nn.Module, data: Reference, context: Context) -> LossOf:
+def task_loss(model: Computed, data: Reference) -> LossOf:
     """Return the loss of fine-tuning: cross-entropy, or squared error for regression."""
     regression = data.summary["task"] == "regression"
 
     def loss_of(batch: Batch, _step: int) -> Iterator[list[Term]]:
-        with context():
-            logits = model(**batch.inputs).logits
+        logits = model(batch).logits
         if regression:
             total, name = losses.squared_error(logits, batch.labels[:, None]), "squared_error"
         else:

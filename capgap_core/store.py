@@ -21,7 +21,7 @@ UNCOVERED = frozenset({"timing.parquet"})
 """Files whose content a clock decides; no digest covers them."""
 YOUNG = 1_000_000_000
 """Nanoseconds after which a file's time tells whether it has been changed since."""
-_NAME = re.compile(r"[a-z0-9_]{1,64}")
+NAME = re.compile(r"[a-z0-9_]{1,64}")
 _verified: dict[tuple[str, str], tuple[tuple[str, int, int, int], ...]] = {}
 
 
@@ -35,7 +35,7 @@ class Address:
 
     def __post_init__(self) -> None:
         for part in (self.stage, self.identity, self.code):
-            if not _NAME.fullmatch(part):
+            if not NAME.fullmatch(part):
                 raise StoreError(f"{part!r} cannot name a folder of the store: only a-z, 0-9 and _ can")
 
     @property
@@ -134,7 +134,7 @@ def addresses(folder: Path, pattern: str = "*/*/*") -> list[Address]:
     for path in sorted(folder.glob(pattern)):
         stage, identity, code = parts = path.relative_to(folder).parts
         linked = any(link.is_symlink() for link in (path, *path.parents[:2]))
-        if path.is_dir() and not linked and all(map(_NAME.fullmatch, parts)):
+        if path.is_dir() and not linked and all(map(NAME.fullmatch, parts)):
             found.append(Address(stage=stage, identity=identity, code=code))
     return found
 

@@ -1,28 +1,28 @@
-"""What a teacher says of the training examples: asked at every step, or once for all of them and remembered."""
+"""What a teacher says of the training examples: asked at every step, or once for all of them and kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from capgap_core import machine
 from capgap_core.batches import Batch, Examples
-from capgap_core.machine import Context
+from capgap_core.kept_outputs import KeptOutputs
+from capgap_core.outputs import Computed
 from capgap_core.progress import Progress
-from capgap_core.training import Training
 
-REMEMBERED_BYTES = 5 * 2**30
-"""Most memory for a teacher's outputs on all examples; a constant, so that no machine decides what is computed."""
-WORTH = 1.5
-"""Times that training has to see every example before the teacher's outputs are remembered."""
+ROOM = 2048
+"""Tokens of a batch in which a teacher is asked for all examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A teacher's outputs on a batch."""
 
-    hidden: tuple[Tensor, ...]
-    """The matched hidden states, ``(n, t, h)`` each; what stands at padding is arbitrary."""
+    hidden: Tensor
+    """The matched hidden states as rows ``(r, l, h)``; what stands at padding is arbitrary."""
     logits: Tensor
     """``(n, c)``."""
 
@@ -30,59 +30,47 @@ class Target:
 Ask = Callable[[Batch], Target]
 
 
-def live(teacher: nn.Module, *, layers: Sequence[int], context: Context) -> Ask:
-    """Return what runs the teacher on every batch, without dropout or gradients."""
-    teacher.eval().requires_grad_(False)
+def live(teacher: Computed, *, layers: Sequence[int]) -> Ask:
+    """Return what runs a teacher, which has to be in evaluation mode, on every batch."""
 
     def ask(batch: Batch) -> Target:
-        with torch.no_grad(), context():
-            output = teacher(**batch.inputs, output_hidden_states=True)
-        return Target(hidden=tuple(output.hidden_states[i] for i in layers), logits=output.logits)
+        with torch.no_grad():
+            output = teacher(batch)
+        return Target(hidden=torch.stack([output.hidden[i] for i in layers], dim=1), logits=output.logits)
 
     return ask
 
 
-def pays(examples: Examples, training: Training, *, numbers: int, device: torch.device) -> bool:
-    """Return whether the teacher's outputs are to be remembered: on a CPU, if seen again and within memory.
+def kept(ask: Ask, examples: Examples, outputs: KeptOutputs, *, device: torch.device, progress: Progress) -> Ask:
+    """Ask for what ``outputs`` lack now, and return what answers from them.
 
-    Parameters
-    ----------
-    numbers
-        How many a teacher gives for a token: matched layers times width.
+    The examples of each piece are asked for in one fixed order, so that the answers do not depend on the training's.
     """
-    seen = training.steps * training.batch_size / len(examples)
-    size = int(examples.lengths.sum()) * numbers * _kind(training).itemsize
-    return device.type == "cpu" and seen >= WORTH and size <= REMEMBERED_BYTES
+    with outputs.filling() as pieces:
+        for piece in pieces:
+            progress.update(int(piece[0]), len(examples), "the teacher's outputs")
+            begin = int(examples.starts[piece[0]])
+            hidden = torch.zeros(int(examples.starts[piece[-1] + 1]) - begin, *outputs.shape, dtype=outputs.dtype)
+            logits = torch.zeros(len(piece), outputs.labels)
+            for batch in _asked(examples, piece, device):
+                answer = ask(batch)
+                places, real = examples.places(batch.index)
+                rows = answer.hidden.to("cpu", outputs.dtype)[: real.size]
+                hidden[torch.from_numpy(places[real] - begin)] = rows[torch.from_numpy(real.ravel())]
+                logits[torch.from_numpy(batch.index - piece[0])] = answer.logits.float().cpu()
+            outputs.write(piece, hidden, logits)
+            progress.update(int(piece[-1]) + 1, len(examples), "the teacher's outputs")
+    machine.give_back()
+    hidden, logits = outputs.tensors()
+
+    def answer_from_kept(batch: Batch) -> Target:
+        places = batch.rows(torch.from_numpy(examples.places(batch.index)[0]))
+        found = hidden[places]
+        return Target(hidden=found.to(device), logits=logits[torch.from_numpy(batch.index)].to(device))
+
+    return answer_from_kept
 
 
-def remembered(ask: Ask, examples: Examples, training: Training, *, progress: Progress) -> Ask:
-    """Ask for all examples now, and return what answers from memory.
-
-    The examples are asked for in one fixed order, so that the answers do not depend on the training's. Hidden states
-    are kept in the precision that the training computes in.
-    """
-    starts, hidden, logits = examples.starts, torch.empty(0), torch.empty(0)
-    done = 0
-    for batch in examples.in_order(training.batch_size):
-        answer = ask(batch)
-        real = batch.attention_mask.bool()
-        if not done:
-            width = answer.hidden[0].shape[-1]
-            hidden = torch.zeros(int(starts[-1]), len(answer.hidden), width, dtype=_kind(training))
-            logits = torch.zeros(len(examples), answer.logits.shape[-1])
-        places, _ = examples.places(batch.index)
-        hidden[torch.from_numpy(places)[real]] = torch.stack(answer.hidden, dim=2)[real].to(hidden.dtype)
-        logits[torch.from_numpy(batch.index)] = answer.logits.float()
-        done += len(batch.index)
-        progress.update(done, len(examples), "the teacher's outputs")
-
-    def answer_from_memory(batch: Batch) -> Target:
-        places, _ = examples.places(batch.index)
-        found = hidden[torch.from_numpy(places)]
-        return Target(hidden=tuple(found.unbind(dim=2)), logits=logits[torch.from_numpy(batch.index)])
-
-    return answer_from_memory
-
-
-def _kind(training: Training) -> torch.dtype:
-    return torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
+def _asked(examples: Examples, piece: np.ndarray, device: torch.device) -> Iterator[Batch]:
+    for index in examples.cut(piece, ROOM):
+        yield examples.batch(index, room=ROOM).to(device)

@@ -1,8 +1,7 @@
 """One optimizer step and the loop around it: the only training loop of the project."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -15,6 +14,7 @@ from capgap_core import batches, machine, signals
 from capgap_core.batches import Batch, Examples
 from capgap_core.errors import NonFinite
 from capgap_core.machine import Precision, RandomState
+from capgap_core.optimizer import AdamW
 
 
 class Training(BaseModel):
@@ -25,7 +25,13 @@ class Training(BaseModel):
     steps: int
     learning_rate: float
     batch_size: int
+    """Examples in a step; where ``room`` is given, on average."""
+    room: int | None
+    """Most tokens in a step, padding among them; null: each step has ``batch_size`` examples."""
+    per_epoch: int
+    """Steps of an epoch; where ``room`` is given they differ a little from one to the next."""
     micro_batch: int
+    """Examples that are in memory at once, of a step of ``batch_size``."""
     weight_decay: float
     warmup: float
     clip: float
@@ -122,8 +128,10 @@ def train(
     close the iterator, which does the same.
 
     Every term is divided once, by the examples or real tokens of the whole optimizer step, so that micro-batches
-    change nothing but memory. AdamW without decay for biases and LayerNorm; the learning rate rises linearly for
-    the ``warmup`` share of the steps and then falls linearly to zero (MiniDisc, scripts).
+    change nothing but memory. Where steps have room for tokens, a few long examples or many short ones, it is divided
+    by those of the epoch's mean step, so that each example or token weighs the same. AdamW without decay for biases and
+    LayerNorm; the learning rate rises linearly for the ``warmup`` share of the steps and then falls linearly to zero
+    (MiniDisc, scripts).
 
     Raises
     ------
@@ -131,40 +139,35 @@ def train(
         Before the optimizer step, where a loss or the norm of the gradient is NaN or infinite.
     """
     keeper = keeper if keeper is not None else Forgetful()
-    optimizer = torch.optim.AdamW(_groups(model, training.weight_decay), lr=training.learning_rate, fused=True)
+    rates = [training.learning_rate * _rate(step, training) for step in range(1, training.steps + 1)]
+    optimizer = AdamW(model, rates, decay=training.weight_decay)
     steps = keeper.restore(model, optimizer)
     yield from steps
-    order = batches.endless(examples.lengths, batch_size=training.batch_size, seed=training.seed, skip=len(steps))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    lookups = Lookups(model)
+    order = batches.endless(
+        examples.lengths, batch_size=training.batch_size, room=training.room, seed=training.seed, skip=len(steps)
+    )
     before = seen = steps[-1].tokens if steps else 0
     clock = time.monotonic()
     drawn = machine.random_state(device)
     try:
         for step in range(len(steps) + 1, training.steps + 1):
-            index = next(order)
-            with lookups.sparse():
-                terms = _differentiate(examples, index, training, loss_of, step, device)
-            lookups.settle()
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.clip))
+            index, per_epoch = next(order)
+            optimizer.ready(examples.words(index), step - 1)
+            terms = _differentiate(examples, index, per_epoch, training, loss_of, step, device)
+            norm = _clipped(optimizer, training.clip)
             _refuse_non_finite(stage, step, terms, norm, keeper.last)
-            lr = training.learning_rate * _rate(step, training)
-            for options in optimizer.param_groups:
-                options["lr"] = lr
             with signals.deferred():  # what is to be kept changes here only, as a whole
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.step_to(step)
                 seen += int(examples.lengths[index].sum())
                 rate = (seen - before) / max(time.monotonic() - clock, 1e-9)
-                steps.append(Step(step=step, tokens=seen, terms=terms, lr=lr, grad_norm=norm, tokens_per_second=rate))
+                told = {"tokens": seen, "lr": rates[step - 1], "grad_norm": norm, "tokens_per_second": rate}
+                steps.append(Step(step=step, terms=terms, **told))
                 drawn = machine.random_state(device)
                 if keeper.due():
                     keeper.save(steps, model, optimizer, drawn)
             yield steps[-1]
     except BaseException as ended:
-        if not isinstance(
-            ended, Exception
-        ):  # a signal, or the iterator was closed: whoever did may want to go on later
+        if not isinstance(ended, Exception):  # a signal, or the iterator was closed: it may go on later
             with signals.deferred():
                 try:
                     keeper.save(steps, model, optimizer, drawn)
@@ -173,68 +176,38 @@ def train(
         raise
 
 
-class Lookups:
-    """The gradients of a model's embedding tables on a CPU, each in one buffer that outlives the step.
-
-    A batch looks up a few hundred rows of a table. For a dense gradient torch would take fresh memory for all its
-    rows in every step, which cost half of a small student's step; here only rows that were looked up are cleared and
-    added to, and the optimizer is given the same dense gradient.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._tables = [
-            m for m in model.modules()
-            if isinstance(m, nn.Embedding) and m.weight.device.type == "cpu" and m.weight.requires_grad
-        ]  # fmt: skip
-        self._buffers = [torch.zeros_like(table.weight) for table in self._tables]
-        self._rows: list[Tensor | None] = [None] * len(self._tables)
-
-    @contextmanager
-    def sparse(self) -> Iterator[None]:
-        """Let autograd make sparse gradients of the tables while the context lasts."""
-        before = [table.sparse for table in self._tables]
-        for table in self._tables:
-            table.sparse = True
-        try:
-            yield
-        finally:
-            for table, was in zip(self._tables, before, strict=True):
-                table.sparse = was
-
-    def settle(self) -> None:
-        """Turn the sparse gradients of a step into dense ones."""
-        for i, (table, buffer) in enumerate(zip(self._tables, self._buffers, strict=True)):
-            found = table.weight.grad
-            if found is None or not found.is_sparse:
-                continue
-            rows = self._rows[i]
-            if rows is not None:
-                buffer.index_fill_(0, rows, 0.0)
-            found = found.coalesce()
-            self._rows[i] = found.indices()[0]
-            buffer.index_copy_(0, found.indices()[0], found.values())
-            table.weight.grad = buffer
-
-
 def _differentiate(
-    examples: Examples, index: np.ndarray, training: Training, loss_of: LossOf, step: int, device: torch.device
-) -> dict[tuple[float | None, str], float]:
+    examples: Examples, index: np.ndarray, per_epoch: int, training: Training, loss_of: LossOf, step: int,
+    device: torch.device,
+) -> dict[tuple[float | None, str], float]:  # fmt: skip
     """Add the gradients of one step, micro-batch by micro-batch; return (scale, name) → mean of its terms."""
     counts = {"examples": len(index), "tokens": int(examples.lengths[index].sum())}
+    mean: dict[str, float] = {**counts}
+    if training.room is not None:
+        mean = {"examples": len(examples) / per_epoch, "tokens": int(examples.lengths.sum()) / per_epoch}
+    parts = -(-training.batch_size // training.micro_batch)
+    room = -(-(training.room or 0) // parts)
+    totals: list[tuple[Term, Tensor]] = []
+    for part in np.array_split(index, min(parts, len(index))):
+        for group in loss_of(examples.batch(part, room=room).to(device), step):
+            torch.stack([term.total * (term.weight / mean[term.per]) for term in group]).sum().backward()
+            totals += [(term, term.total.detach()) for term in group]
+    values = torch.stack([total for _, total in totals]).tolist()  # once: each look at a number holds a GPU up
     terms: dict[tuple[float | None, str], float] = {}
-    for start in range(0, len(index), training.micro_batch):
-        batch = examples.batch(index[start : start + training.micro_batch]).to(device)
-        for group in loss_of(batch, step):
-            _backward(group, counts, terms)
+    for (term, _), value in zip(totals, values, strict=True):
+        key = (term.scale, term.name)
+        terms[key] = terms.get(key, 0.0) + value / counts[term.per]
     return terms
 
 
-def _backward(group: list[Term], counts: dict[str, int], terms: dict[tuple[float | None, str], float]) -> None:
-    means = [term.total / counts[term.per] for term in group]
-    torch.stack([term.weight * mean for term, mean in zip(group, means, strict=True)]).sum().backward()
-    for term, mean in zip(group, means, strict=True):
-        key = (term.scale, term.name)
-        terms[key] = terms.get(key, 0.0) + float(mean.detach())
+def _clipped(optimizer: AdamW, most: float) -> float:
+    """Return the norm of the gradient, which is scaled down where that is above ``most``."""
+    found = optimizer.gradients()
+    norm = float(torch.nn.utils.get_total_norm(found))
+    if norm > most:
+        for grad in found:
+            grad.mul_(most / (norm + 1e-6))
+    return norm
 
 
 def _rate(step: int, training: Training) -> float:
@@ -243,15 +216,6 @@ def _rate(step: int, training: Training) -> float:
     if step <= rising:
         return step / rising
     return (training.steps - step + 1) / (training.steps - rising + 1)
-
-
-def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
-    """Return parameter groups: no decay for biases and normalisation, which are the one-dimensional ones."""
-    held = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in held if p.dim() > 1], "weight_decay": decay},
-        {"params": [p for p in held if p.dim() <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _refuse_non_finite(

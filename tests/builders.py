@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from capgap_core import build as building, tables
 from capgap_core.batches import Examples
+from capgap_core.families import bert as bert_family
+from capgap_core.machine import Precision
+from capgap_core.outputs import Computed, computed
 from capgap_core.progress import Silent
 from capgap_core.recipes import Execution
 from capgap_core.records import Reference
@@ -57,10 +60,16 @@ def bert(
     return model.eval()
 
 
+def way(model: PreTrainedModel, dtype: Precision = "float32") -> Computed:
+    """Return how training computes a model on a CPU."""
+    return computed(bert_family, model, dtype, torch.device("cpu"))
+
+
 def training(**changes: Any) -> Training:
     """Return how a few steps are trained."""
     base = {
-        "steps": 3, "learning_rate": 1e-3, "batch_size": 8, "micro_batch": 8, "weight_decay": 0.01, "warmup": 0.1,
+        "steps": 3, "learning_rate": 1e-3, "batch_size": 8, "room": None, "per_epoch": 3, "micro_batch": 8,
+        "weight_decay": 0.01, "warmup": 0.1,
         "clip": 5.0, "dtype": "float32", "seed": 1,
     }  # fmt: skip
     return Training(**{**base, **changes})

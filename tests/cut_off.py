@@ -1,12 +1,12 @@
 """A short training with dropout that can be cut off anywhere, and what it has to end with."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import builders
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from capgap_core import slimming, targets
 from capgap_core.batches import Examples
@@ -40,22 +40,23 @@ def checkpoints(folder: Path, *, every: float = 0.0, threads: int = 1) -> tuple[
     return Checkpoints(folder / "checkpoints", every=every, machine={"threads": threads}, progress=heard), heard
 
 
-def alone(model: nn.Module) -> LossOf:
-    return distillation().loss_of(model)
+def alone(model: PreTrainedModel) -> LossOf:
+    return distillation().loss_of(builders.way(model))
 
 
-def together(model: nn.Module) -> LossOf:
+def together(model: PreTrainedModel) -> LossOf:
     prefixes = slimming.Prefixes(bert, model, bert.shape_of(model.config), PLANS)
-    return distillation().sandwich_of(model, prefixes, lambda step: (0.5, 0.3, 0.1) if step % 2 else (0.5, 0.1))
+    drawn = lambda step: (0.5, 0.3, 0.1) if step % 2 else (0.5, 0.1)  # noqa: E731
+    return distillation().sandwich_of(builders.way(model), prefixes, drawn, dtype="float32")
 
 
 def distillation() -> Distillation:
-    ask = targets.live(builders.bert(seed=9), layers=(0, 1, 2), context=nullcontext)
-    return Distillation(ask, layers=2, regression=False, temperature=1.0, context=nullcontext)
+    ask = targets.live(builders.way(builders.bert(seed=9)), layers=(0, 1, 2))
+    return Distillation(ask, layers=2, regression=False, temperature=1.0)
 
 
 def trained(
-    folder: Path, part: Examples, *, ways: Callable[[nn.Module], LossOf] = alone, until: int = STEPS,
+    folder: Path, part: Examples, *, ways: Callable[[PreTrainedModel], LossOf] = alone, until: int = STEPS,
     keeper: Checkpoints | None = None,
 ) -> tuple[dict[str, Tensor], list[Step]]:  # fmt: skip
     """Train with dropout, from the same start and seed, up to a step; return the weights and the steps."""

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from capgap_core.errors import StageFailed
-from capgap_core.families import capgap_bert
+from capgap_core.families import bert_rows, capgap_bert
 from capgap_core.families.capgap_bert import CapgapBertConfig, CapgapBertForSequenceClassification
 from capgap_core.shapes import Kept, Projection, Shape
 
@@ -19,6 +19,8 @@ PROJECTIONS = (
     Projection(LAYER + "intermediate.dense", "neurons", "out"),
     Projection(LAYER + "output.dense", "neurons", "in"),
 )
+rows = bert_rows
+"""How the model is computed fast on a CPU."""
 EMBEDDINGS = ("bert.embeddings.",)
 ONCE_PER_EXAMPLE = ("bert.pooler.dense", "classifier")
 """Linear layers that see one vector of an example, not every token."""

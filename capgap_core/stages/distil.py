@@ -5,9 +5,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from capgap_core import checkpoints, models, plan, scoring, steps, tables
-from capgap_core.distillation import distillation
+from capgap_core import checkpoints, models, plan, scoring, steps, tables, teaching
+from capgap_core.distillation import Distillation
+from capgap_core.kept_outputs import Kind
 from capgap_core.machine import ready
+from capgap_core.outputs import computed
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, ModelInput, Reference
@@ -21,6 +23,8 @@ class Recipe(BaseModel):
 
     family: str
     temperature: float
+    keep: Kind | None
+    """The type in which the teacher's hidden states are kept, to be asked for once; null: at every step."""
     training: Training
 
 
@@ -34,15 +38,18 @@ def run(
     assert start.scale is not None
     adapter, training = models.family(recipe.family), recipe.training
     with ready(execution, seed=training.seed) as device:
-        teacher = models.moved(models.load(adapter, inputs["teacher"]), device)
         student = models.moved(models.load(adapter, start), device)
         shape = adapter.shape_of(student.config)
         examples = scoring.examples(data, "train")
-        loss = distillation(
-            teacher, examples, training, layers=shape.layers, regression=data.summary["task"] == "regression",
-            temperature=recipe.temperature, device=device, progress=progress,
+        ask = teaching.asked(
+            recipe.family, inputs["teacher"], examples, training, keep=recipe.keep, device=device, execution=execution,
+            progress=progress,
         )  # fmt: skip
-        loss_of = loss.loss_of(student)
+        loss = Distillation(
+            ask, layers=shape.layers, regression=data.summary["task"] == "regression", temperature=recipe.temperature
+        )
+        way = computed(adapter, student, training.dtype, device)
+        loss_of = loss.loss_of(way)
         keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         student.train()

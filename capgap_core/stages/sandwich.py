@@ -7,9 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from capgap_core import checkpoints, models, scoring, slimming, steps, tables
-from capgap_core.distillation import distillation
+from capgap_core import checkpoints, models, scoring, slimming, steps, tables, teaching
+from capgap_core.distillation import Distillation
+from capgap_core.kept_outputs import Kind
 from capgap_core.machine import ready
+from capgap_core.outputs import computed
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, Reference
@@ -27,6 +29,8 @@ class Recipe(BaseModel):
     mode: Literal["all", "sampled"]
     random: int
     temperature: float
+    keep: Kind | None
+    """The type in which the teacher's hidden states are kept, to be asked for once; null: at every step."""
     training: Training
 
 
@@ -39,16 +43,19 @@ def run(
     assert isinstance(start, Reference)
     adapter, training = models.family(recipe.family), recipe.training
     with ready(execution, seed=training.seed) as device:
-        teacher = models.moved(models.load(adapter, inputs["teacher"]), device)
         model = models.moved(models.load(adapter, start), device)
         shape = adapter.shape_of(model.config)
         prefixes = slimming.Prefixes(adapter, model, shape, models.plans_of(start))
         examples = scoring.examples(data, "train")
-        loss = distillation(
-            teacher, examples, training, layers=shape.layers, regression=data.summary["task"] == "regression",
-            temperature=recipe.temperature, device=device, progress=progress,
+        ask = teaching.asked(
+            recipe.family, inputs["teacher"], examples, training, keep=recipe.keep, device=device, execution=execution,
+            progress=progress,
         )  # fmt: skip
-        loss_of = loss.sandwich_of(model, prefixes, _drawn(recipe))
+        loss = Distillation(
+            ask, layers=shape.layers, regression=data.summary["task"] == "regression", temperature=recipe.temperature
+        )
+        way = computed(adapter, model, training.dtype, device)
+        loss_of = loss.sandwich_of(way, prefixes, _drawn(recipe), dtype=training.dtype)
         keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         model.train()

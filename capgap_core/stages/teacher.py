@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from capgap_core import checkpoints, models, scoring, steps
 from capgap_core.errors import StageFailed
 from capgap_core.given_files import content_of
-from capgap_core.machine import autocast, ready
+from capgap_core.machine import ready
+from capgap_core.outputs import computed
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, Reference
@@ -57,7 +58,7 @@ def run(
         training = recipe.training
         if training is not None:
             examples = scoring.examples(data, "train")
-            loss_of = steps.task_loss(model, data, lambda: autocast(device, training.dtype))
+            loss_of = steps.task_loss(computed(adapter, model, training.dtype, device), data)
             keeper = checkpoints.beside(out_dir, execution, progress)
             log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
             model.train()

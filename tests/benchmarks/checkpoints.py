@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from capgap_core import checkpoints, machine, steps, tables, training  # noqa: E402
 from capgap_core.batches import Examples  # noqa: E402
 from capgap_core.families import bert  # noqa: E402
+from capgap_core.outputs import computed  # noqa: E402
 from capgap_core.progress import Silent  # noqa: E402
 from capgap_core.recipes import Execution  # noqa: E402
 from capgap_core.records import Reference  # noqa: E402
@@ -81,9 +82,10 @@ def examples(folder: Path) -> Examples:
 
 def blocks(part: Examples, size: int, count: int, folder: Path, execution: Execution) -> list[dict[str, Any]]:
     """Train for so many blocks of steps; return a row for each."""
+    dtype = machine.precision("auto", machine.device_of(execution), hidden=SIZES["hidden"])
     how = training.Training(
-        steps=size * count, learning_rate=1e-4, batch_size=BATCH, micro_batch=BATCH, weight_decay=0.01, warmup=0.1,
-        clip=5.0, dtype=machine.precision("auto", machine.device_of(execution), hidden=SIZES["hidden"]), seed=1,
+        steps=size * count, learning_rate=1e-4, batch_size=BATCH, room=None, per_epoch=len(part) // BATCH,
+        micro_batch=BATCH, weight_decay=0.01, warmup=0.1, clip=5.0, dtype=dtype, seed=1,
     )  # fmt: skip
     data = Reference(stage="data", identity="", code="", digest="", path="", summary={"task": "classification"})
     rows: list[dict[str, Any]] = []
@@ -94,7 +96,7 @@ def blocks(part: Examples, size: int, count: int, folder: Path, execution: Execu
         }  # fmt: skip
         model = bert.scratch(**SIZES).to(device).train()
         keeper = Turns(Path(place), size)
-        loss_of = steps.task_loss(model, data, lambda: machine.autocast(device, how.dtype))
+        loss_of = steps.task_loss(computed(bert, model, how.dtype, device), data)
         cpu, wall = time.process_time(), time.monotonic()
         for step in training.train(model, part, how, loss_of, device=device, stage=NAME, keeper=keeper):
             if step.step % size:

@@ -62,19 +62,26 @@ def test_equal_flops_are_equal_within_half_a_step(total: float) -> None:
 )
 def test_a_step_has_the_examples_that_its_batches_have(rows: int, asked: int, batch: int, examples: float) -> None:
     made = budget.resolve(
-        TrainRecipe(batch_size=asked), "student", rows=rows, hidden=384, scratch=False, protocol="capgap",
-        dtype="float32", seed=1,
+        TrainRecipe(batch_size=asked), "student", lengths=np.full(rows, 5), hidden=384, scratch=False,
+        protocol="capgap", dtype="float32", seed=1,
     )  # fmt: skip
     assert made.batch_size == batch
     assert costs.examples_of_a_step(made, rows) == pytest.approx(examples)
-    order = batches.epoch_order(np.full(rows, 5), batch_size=made.batch_size, seed=1, epoch=0)
+    order = batches.epoch_order(np.full(rows, 5), batch_size=made.batch_size, room=made.room, seed=1, epoch=0)
     assert np.mean([len(index) for index in order]) == pytest.approx(examples)
 
 
 def recipe_of(steps: int, rows: int) -> Training:
     asked = TrainRecipe(batch_size=32)
     made = budget.resolve(
-        asked, "student", rows=rows, hidden=384, scratch=False, protocol="capgap", dtype="float32", seed=1
+        asked,
+        "student",
+        lengths=np.full(rows, 5),
+        hidden=384,
+        scratch=False,
+        protocol="capgap",
+        dtype="float32",
+        seed=1,
     )
     return made.model_copy(update={"steps": steps})
 
@@ -104,7 +111,14 @@ def test_the_sandwich_costs_the_teacher_once_and_each_sub_network_thrice() -> No
 def test_the_papers_budget(rows: int, batch: int, rate: float, steps: int) -> None:
     """MRPC and CoNLL by the released scripts: ten epochs, batch 16 at 3e-5 and 32 at 2e-5."""
     made = budget.resolve(
-        TrainRecipe(), "student", rows=rows, hidden=768, scratch=False, protocol="paper", dtype="float32", seed=1
+        TrainRecipe(),
+        "student",
+        lengths=np.full(rows, 5),
+        hidden=768,
+        scratch=False,
+        protocol="paper",
+        dtype="float32",
+        seed=1,
     )
     assert (made.batch_size, made.learning_rate, made.steps) == (batch, rate, steps)
     assert (made.weight_decay, made.warmup, made.clip) == (0.01, 0.1, 5.0)
@@ -114,7 +128,14 @@ def test_capgaps_budget_has_a_floor_and_a_cap_and_gives_way_to_what_is_asked() -
     def steps(rows: int, **asked: float) -> int:
         recipe = TrainRecipe(**asked)
         made = budget.resolve(
-            recipe, "student", rows=rows, hidden=384, scratch=False, protocol="capgap", dtype="float32", seed=1
+            recipe,
+            "student",
+            lengths=np.full(rows, 5),
+            hidden=384,
+            scratch=False,
+            protocol="capgap",
+            dtype="float32",
+            seed=1,
         )
         return made.steps
 

@@ -35,7 +35,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     real = training._differentiate
 
     def differentiate(*args: Any) -> Any:
-        asked = args[2].micro_batch
+        asked = args[3].micro_batch
         if asked > FITS:
             tried.append(asked)
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried it")

@@ -3,7 +3,6 @@
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import builders
 import numpy as np
@@ -21,7 +20,7 @@ from capgap_core.families import bert
 from capgap_core.machine import ready
 from capgap_core.recipes import Execution
 from capgap_core.stages import sandwich
-from capgap_core.training import Lookups, LossOf, Step, Term, Training, train
+from capgap_core.training import LossOf, Step, Term, Training, train
 
 CPU = torch.device("cpu")
 PLANS = {
@@ -34,8 +33,8 @@ PLANS = {
 
 def distillation(labels: int = 3) -> Distillation:
     teacher = builders.bert(seed=9, labels=labels)
-    ask = targets.live(teacher, layers=(0, 1, 2), context=nullcontext)
-    return Distillation(ask, layers=2, regression=False, temperature=1.0, context=nullcontext)
+    ask = targets.live(builders.way(teacher), layers=(0, 1, 2))
+    return Distillation(ask, layers=2, regression=False, temperature=1.0)
 
 
 def run(model: nn.Module, part: Examples, training: Training, loss_of: LossOf) -> list[Step]:
@@ -61,7 +60,9 @@ def test_micro_batches_change_nothing_but_memory(tmp_path, micro: int) -> None:
     for size in (8, micro):
         student = builders.bert(seed=2)
         gradients = watched(student)
-        steps = run(student, part, builders.training(micro_batch=size, clip=0.5), distillation().loss_of(student))
+        steps = run(
+            student, part, builders.training(micro_batch=size, clip=0.5), distillation().loss_of(builders.way(student))
+        )
         outcomes.append((gradients, steps, student.state_dict()))
     (whole, at_once, first), (parts, in_parts, second) = outcomes
     for name, gradient in whole.items():
@@ -80,34 +81,19 @@ def test_every_example_and_every_token_of_a_step_counts_the_same(tmp_path) -> No
     """The gradient of a step is that of the formula on the whole batch, however long its examples are."""
     part, student = builders.examples(tmp_path, 8), builders.bert(seed=2)
     twin, gradients = copy.deepcopy(student), watched(student)
-    run(student, part, builders.training(steps=1, micro_batch=1, clip=1e9), distillation().loss_of(student))
-    (terms,) = distillation().loss_of(twin)(part.batch(range(8)), 1)
+    run(
+        student,
+        part,
+        builders.training(steps=1, micro_batch=1, clip=1e9),
+        distillation().loss_of(builders.way(student)),
+    )
+    (terms,) = distillation().loss_of(builders.way(twin))(part.batch(range(8)), 1)
     by_name = {term.name: term.total for term in terms}
     loss = 0.5 * by_name["hidden"] / int(part.lengths.sum()) + 0.5 * by_name["prediction"] / 8
     loss.backward()
     for name, parameter in twin.named_parameters():
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         assert torch.allclose(gradients.get(name, torch.zeros_like(parameter)), expected, atol=1e-5), name
-
-
-def test_lookups_give_the_dense_gradient_of_each_step(tmp_path) -> None:
-    """Step after step in the same buffers: rows that another step looked up are nothing again."""
-    part, model = builders.examples(tmp_path, 12), builders.bert(seed=2)
-    twin, lookups = copy.deepcopy(model), Lookups(model)
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    for step in ([0, 1, 2, 3], [4, 5], [6, 7, 8, 9, 10, 11]):
-        model.zero_grad(set_to_none=True)
-        twin.zero_grad(set_to_none=True)
-        for place in np.array_split(step, 2):
-            batch = part.batch(place)
-            with lookups.sparse():
-                model(**batch.inputs).logits.square().sum().backward()
-            twin(**batch.inputs).logits.square().sum().backward()
-        assert all(table.weight.grad.is_sparse for table in tables)
-        lookups.settle()
-        for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
-            assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-6), name
-    assert not any(table.sparse for table in tables)
 
 
 class Still(nn.Module):
@@ -170,7 +156,7 @@ def test_biases_and_layer_norms_do_not_decay(tmp_path) -> None:
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_what_is_not_finite_is_refused_before_the_step(tmp_path, broken: str) -> None:
     part, student = builders.examples(tmp_path), builders.bert(seed=2)
-    inner, calls, before = distillation().loss_of(student), [0], {}
+    inner, calls, before = distillation().loss_of(builders.way(student)), [0], {}
 
     def loss_of(batch: Batch, step: int) -> Iterator[list[Term]]:
         calls[0] += 1
@@ -195,7 +181,7 @@ def test_what_is_not_finite_is_refused_before_the_step(tmp_path, broken: str) ->
 
 def trained(part: Examples, seed: int, *, torch_seed: int | None = None) -> dict[str, Tensor]:
     student = builders.bert(seed=2, dropout=0.1)
-    loss_of = distillation().loss_of(student)
+    loss_of = distillation().loss_of(builders.way(student))
     with ready(Execution(threads=1), seed=seed if torch_seed is None else torch_seed):
         student.train()
         run(student, part, builders.training(seed=seed), loss_of)
@@ -222,10 +208,10 @@ def test_the_seed_decides_every_byte(tmp_path) -> None:
 @given(st.integers(1, 700), st.integers(1, 9), st.integers(0, 10**6), st.integers(0, 3))
 def test_an_epoch_sees_every_example_once(rows: int, size: int, seed: int, epoch: int) -> None:
     lengths = np.random.default_rng(rows).integers(3, 100, size=rows)
-    order = batches.epoch_order(lengths, batch_size=size, seed=seed, epoch=epoch)
+    order = batches.epoch_order(lengths, batch_size=size, room=None, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(order).tolist()) == list(range(rows))
     assert len(order) == -(-rows // size)
-    again = batches.epoch_order(lengths.copy(), batch_size=size, seed=seed, epoch=epoch)
+    again = batches.epoch_order(lengths.copy(), batch_size=size, room=None, seed=seed, epoch=epoch)
     assert [b.tolist() for b in again] == [b.tolist() for b in order]
 
 
@@ -233,7 +219,7 @@ def test_epochs_and_seeds_differ_and_little_is_padded() -> None:
     lengths = np.random.default_rng(0).integers(3, 100, size=640)
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        return [b.tolist() for b in batches.epoch_order(lengths, batch_size=8, seed=seed, epoch=epoch)]
+        return [b.tolist() for b in batches.epoch_order(lengths, batch_size=8, room=None, seed=seed, epoch=epoch)]
 
     orders = [order(0, 0), order(0, 1), order(1, 0), order(1, 1)]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
@@ -245,9 +231,11 @@ def test_epochs_and_seeds_differ_and_little_is_padded() -> None:
 
 def test_endless_goes_through_the_epochs() -> None:
     lengths = np.full(20, 5)
-    stream = batches.endless(lengths, batch_size=8, seed=3)
-    seen = [next(stream).tolist() for _ in range(6)]
-    expected = [b.tolist() for e in (0, 1) for b in batches.epoch_order(lengths, batch_size=8, seed=3, epoch=e)]
+    stream = batches.endless(lengths, batch_size=8, room=None, seed=3)
+    seen = [next(stream)[0].tolist() for _ in range(6)]
+    expected = [
+        b.tolist() for e in (0, 1) for b in batches.epoch_order(lengths, batch_size=8, room=None, seed=3, epoch=e)
+    ]
     assert seen == expected
 
 
@@ -278,7 +266,7 @@ def test_the_sandwich_is_the_mean_of_its_sub_networks(tmp_path) -> None:
 
     losses, scales = {}, tuple(PLANS)
     prefixes = slimming.Prefixes(bert, model, shape, PLANS)
-    shared = distillation().sandwich_of(model, prefixes, lambda _step: scales)
+    shared = distillation().sandwich_of(builders.way(model), prefixes, lambda _step: scales, dtype="float32")
     for group in shared(batch, 1):
         (scale,) = {term.scale for term in group}
         loss = total(group)
@@ -289,7 +277,7 @@ def test_the_sandwich_is_the_mean_of_its_sub_networks(tmp_path) -> None:
     expected, separate = {name: torch.zeros_like(p) for name, p in state.items()}, []
     for plan in PLANS.values():
         small = slimming.slim(bert, model, shape, plan).eval()
-        (group,) = distillation().loss_of(small)(batch, 1)
+        (group,) = distillation().loss_of(builders.way(small))(batch, 1)
         loss = total(group)
         separate.append(loss.item())
         loss.backward()
@@ -304,7 +292,7 @@ def test_the_sandwich_is_the_mean_of_its_sub_networks(tmp_path) -> None:
 
 def sandwich_recipe(mode: str, count: int, seed: int = 1) -> sandwich.Recipe:
     return sandwich.Recipe(
-        family="bert", scales=(0.9, 0.7, 0.5, 0.3, 0.2, 0.1), mode=mode, random=count, temperature=1.0,
+        family="bert", scales=(0.9, 0.7, 0.5, 0.3, 0.2, 0.1), mode=mode, random=count, temperature=1.0, keep=None,
         training=builders.training(seed=seed),
     )  # fmt: skip
 
