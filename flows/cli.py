@@ -1,6 +1,6 @@
-"""The command line: ``capgap up``, ``run``, ``show``, ``doctor`` and ``gc``.
+"""The command line: ``capgap up``, ``run``, ``preview``, ``show``, ``doctor`` and ``gc``.
 
-Nothing here needs torch, and Prefect is imported only once the input is known to be good.
+Only a preview needs torch here, and Prefect is imported only once the input is known to be good.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from capgap_core.errors import InputFaults
+from capgap_core.errors import CapgapError, InputFaults
+from capgap_core.progress import Lines
 from capgap_core.recipes import Minidisc
 from flows import doctor, params, present, runs, servers, show, up, upkeep
 from flows.places import default_root, rooted
@@ -41,15 +42,18 @@ def parser() -> argparse.ArgumentParser:
     """Return what understands the command line."""
     top = argparse.ArgumentParser(prog="capgap", description="Compress a language model through teacher assistants.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser(
-        "run", help="run one method here and print its result", epilog=params.listing(Minidisc),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    one.add_argument("name", metavar="NAME", choices=sorted(FLOWS), help=", ".join(sorted(FLOWS)))
-    one.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="a parameter: student.scale=0.05")
-    one.add_argument("--params", metavar="FILE", help="parameters from a JSON file; -p goes over it")
-    one.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
-    one.set_defaults(do=_run)
+    for name, do, words in (
+        ("run", _run, "run one method here and print its result"),
+        ("preview", _preview, "try each stage of a run for some steps, and print what the run will take"),
+    ):
+        one = commands.add_parser(
+            name, help=words, epilog=params.listing(Minidisc), formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        one.add_argument("name", metavar="NAME", choices=sorted(FLOWS), help=", ".join(sorted(FLOWS)))
+        one.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="a parameter: student.scale=0.05")
+        one.add_argument("--params", metavar="FILE", help="parameters from a JSON file; -p goes over it")
+        one.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
+        one.set_defaults(do=do)
     page = commands.add_parser("up", help="start the local server and serve every method until Ctrl-C")
     page.add_argument("--run", choices=sorted(FLOWS), metavar="NAME", help="run this one first, and print its result")
     page.add_argument("--no-keep", action="store_true", help="stop everything once the run has ended")
@@ -75,7 +79,7 @@ def say(text: str) -> None:
 
 def _run(given: argparse.Namespace) -> int:
     try:
-        parameters = _checked(given)
+        parameters, _ = _checked(given)
     except InputFaults as faults:
         say(str(faults))
         return _print_failure(given, runs.failure(given.name, faults), BAD_INPUT)
@@ -87,6 +91,23 @@ def _run(given: argparse.Namespace) -> int:
         return _print_failure(given, result, status)
     print(json.dumps(result, allow_nan=False) if given.json else present.table(result))
     return status
+
+
+def _preview(given: argparse.Namespace) -> int:
+    try:
+        _, checked = _checked(given)
+    except InputFaults as faults:
+        say(str(faults))
+        return BAD_INPUT
+    from capgap_core import preview  # noqa: PLC0415 - needs torch
+
+    try:
+        found = preview.preview(checked, Lines())
+    except CapgapError as error:
+        say(str(error))
+        return FAILED
+    print(json.dumps(present.preview_facts(found), allow_nan=False) if given.json else present.preview(found))
+    return COMPLETED
 
 
 def _ran(name: str, parameters: dict[str, Any], root: Path) -> tuple[dict[str, Any], int]:
@@ -120,19 +141,19 @@ def _print_failure(given: argparse.Namespace, failed: dict[str, Any], status: in
     return status
 
 
-def _checked(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the parameters with an absolute store, after every check that can be done before a stage."""
+def _checked(given: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """Return the parameters with an absolute store, and what every check that can be done before a stage has found."""
     parameters, faults = params.gather(given.p, given.params)
     parameters = rooted(parameters)
     from capgap_core import preflight  # noqa: PLC0415 - only a run needs the readers it brings
 
     try:
-        preflight.check(parameters)
+        checked = preflight.check(parameters)
     except InputFaults as found:
         raise InputFaults([*faults, *found.faults]) from None
     if faults:
         raise InputFaults(faults)
-    return parameters
+    return parameters, checked
 
 
 def _use_server(root: Path) -> None:

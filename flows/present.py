@@ -29,6 +29,39 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def preview(found: Any) -> str:
+    """Return what a run will take, as a table with a line of sums below it."""
+    total = found.seconds
+    rows = [
+        [
+            f"{e.stage} {e.role}".strip(), f"{e.seconds:.1f}", f"{100 * e.seconds / max(total, 1e-9):.0f}%",
+            number(e.steps or None), number(1000 * e.step_seconds or None, ".1f"),
+            number(e.outputs_seconds or None, ".1f"),
+        ]
+        for e in found.estimates
+    ]  # fmt: skip
+    heads = ["stage", "seconds", "share", "steps", "ms a step", "of it the teacher's outputs"]
+    share = 100 * found.outputs_seconds / max(total, 1e-9)
+    lines = [
+        grid(heads, rows),
+        f"about {total:.0f} s in all, if nothing is finished yet; the report takes a few seconds more",
+        f"asking teachers once and keeping their outputs: {found.outputs_seconds:.0f} s ({share:.0f}%), "
+        f"{found.outputs_bytes / 1e6:,.0f} MB on disk",
+    ]
+    if found.break_even is not None:
+        lines.append(f"asked live, a step of direct would take {1000 * found.live_step_seconds:.1f} ms: "
+                     f"keeping the outputs pays from {found.break_even:.1f} epochs")  # fmt: skip
+    return "\n\n".join(lines)
+
+
+def preview_facts(found: Any) -> dict[str, Any]:
+    """Return what a run will take, as plain values."""
+    return {
+        "schema": "capgap.preview/1", "seconds": found.seconds, "stages": [vars(e) for e in found.estimates],
+        "outputs_seconds": found.outputs_seconds, "outputs_bytes": found.outputs_bytes, "break_even": found.break_even,
+    }  # fmt: skip
+
+
 def loading(student: str) -> str:
     """Return the two lines that load a student, in a process that need not have capgap."""
     return (
