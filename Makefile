@@ -25,9 +25,14 @@ check: install
 chaos: install
 	@$(BIN)/python tests/chaos.py $(or $(N),50)
 
-# Measures what the README says of speed (half an hour on a machine that does nothing else).
+# Measures what the README says of speed, beside its peers, which it installs (hours on a machine that does nothing
+# else). All but the first need CAPGAP_SHARED, the folder of the real data and models.
 bench: install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python tests/benchmarks/checkpoints.py
+	@$(BIN)/python tests/benchmarks/distillation.py --publish
+	@$(BIN)/python tests/benchmarks/stages.py --publish
+	@$(BIN)/python tests/benchmarks/loss_heads.py --publish
 
 # Makes every published run (hours), then the README's table: make results DATA=<folder of the sets> TEACHER=<folder>
 results: install

@@ -81,15 +81,21 @@ class Method:
             dtype=dtype, seed=self.p.seed,
         )  # fmt: skip
 
-    def _keep(self, asked: DistilRecipe, training: Training) -> Kind | None:
-        """Return in which type the teacher's hidden states are kept for a stage, or nothing where it is asked live."""
+    def _keep(self, asked: DistilRecipe, training: Training, *, again: bool) -> Kind | None:
+        """Return in which type the teacher's hidden states are kept for a stage, or nothing where it is asked live.
+
+        Parameters
+        ----------
+        again
+            Whether they are of use to other stages, too; otherwise they are kept for more than one epoch only.
+        """
         assert self._shape is not None
         if asked.outputs != "auto":
             return None if asked.outputs == "live" else asked.outputs
         numbers = len(losses.matched_layers(self._shape.layers)) * self._shape.hidden
         size = int(self._lengths.sum()) * numbers * machine.KINDS[training.dtype].itemsize
-        again = training.steps > training.per_epoch
-        return training.dtype if self._device.type == "cpu" and again and size <= asked.outputs_gb * 1e9 else None
+        wanted = self._device.type == "cpu" and (again or training.steps > training.per_epoch)
+        return training.dtype if wanted and size <= asked.outputs_gb * 1e9 else None
 
     def data(self) -> Reference:
         """Cut and tokenise the data set."""
@@ -164,7 +170,7 @@ class Method:
             family=self._family, scales=self.scales, mode=asked.mode,
             random=asked.random if asked.mode == "sampled" else 0,
             temperature=asked.temperature, training=self._training["sandwich"],
-            keep=self._keep(asked, self._training["sandwich"]),
+            keep=self._keep(asked, self._training["sandwich"], again=True),
         )  # fmt: skip
         return self._stage(
             "sandwich", "candidate", recipe, data=data, teacher=ModelInput(reference=teacher), importance=importance
@@ -195,7 +201,7 @@ class Method:
         self._training[role] = training if steps is None else training.model_copy(update={"steps": steps})
         recipe = distil_stage.Recipe(
             family=self._family, temperature=asked.temperature, training=self._training[role],
-            keep=self._keep(asked, training),
+            keep=self._keep(asked, training, again=role != "student"),
         )  # fmt: skip
         return self._stage("distil", role, recipe, data=data, teacher=teacher, start=start)
 

@@ -103,7 +103,7 @@ class DistilRecipe(TrainRecipe):
     outputs: Literal["auto", "bfloat16", "float32", "live"] = Field(
         default="auto",
         description="How the teacher's hidden states are kept, so that it is asked once; live: asked at every step; "
-        "auto: kept on a CPU where they are seen again and fit outputs_gb, in the precision of the training.",
+        "auto: kept on a CPU where they are read again and fit outputs_gb, in the precision of the training.",
     )
     outputs_gb: float = Field(
         default=5.0,

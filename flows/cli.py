@@ -98,7 +98,7 @@ def _preview(given: argparse.Namespace) -> int:
         _, checked = _checked(given)
     except InputFaults as faults:
         say(str(faults))
-        return BAD_INPUT
+        return _print_failure(given, runs.failure(given.name, faults), BAD_INPUT)
     from capgap_core import preview  # noqa: PLC0415 - needs torch
 
     try:

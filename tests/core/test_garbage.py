@@ -94,6 +94,50 @@ def test_a_stage_that_is_being_made_stays(store: Store) -> None:
         assert [item.path for item in garbage.remove(store.root, waste)] == [store.folder(address("teacher", "b"))]
 
 
+def outputs(store: Store, letter: str, *makers: Address) -> Path:
+    """Put a teacher's outputs into the store."""
+    folder = store.root / "targets" / (letter * 64)
+    folder.mkdir(parents=True)
+    (folder / "outputs.safetensors").write_bytes(b"0123456789")
+    for maker in makers:
+        (folder / f"by-{'-'.join(maker.parts)}").touch()
+    return folder
+
+
+def test_outputs_stay_as_long_as_one_of_their_teachers(store: Store) -> None:
+    kept = outputs(store, "1", address("teacher", "b"), address("teacher"))
+    odd = outputs(store, "2")
+    of_waste = outputs(store, "3", address("teacher", "b"))
+    found = [item for item in garbage.find(store.root) if item.kind == "outputs"]
+    assert [item.path for item in found] == [odd, of_waste]
+    assert {item.bytes for item in found} == {10}
+    garbage.remove(store.root, found)
+    assert kept.is_dir()
+    assert not odd.exists()
+    assert not of_waste.exists()
+
+
+def test_outputs_that_a_living_process_reads_or_makes_stay(store: Store) -> None:
+    read, made = outputs(store, "1"), outputs(store, "2")
+    in_use.use(store.root, f"targets-{read.name}")
+    lock = store.root / "locks" / f"targets-{made.name}.lock"
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waste = [item for item in garbage.find(store.root) if item.kind == "outputs"]
+        assert len(waste) == 2
+        assert garbage.remove(store.root, waste) == []
+    assert read.is_dir()
+    assert made.is_dir()
+
+
+def test_outputs_that_a_report_has_come_to_rest_on_since_stay(store: Store) -> None:
+    folder = outputs(store, "1", address("teacher", "b"))
+    waste = [item for item in garbage.find(store.root) if item.kind == "outputs"]
+    finished(store, address("report", "b"), address("teacher", "b"))
+    assert garbage.remove(store.root, waste) == []
+    assert folder.is_dir()
+
+
 def test_unfinished_work_goes_only_where_asked(store: Store) -> None:
     store.begin(address("distil"))
     store.begin(address("teacher"))  # of a stage that is finished

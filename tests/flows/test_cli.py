@@ -59,6 +59,28 @@ def test_a_run_prints_one_line_of_json_and_nothing_else(first, tiny, root, envir
     assert environment["PREFECT_API_URL"] in done.stderr.splitlines()[0]
 
 
+def test_a_preview_prints_a_table_or_one_line_of_json(tiny, tmp_path):
+    file = tmp_path / "params.json"
+    file.write_text(json.dumps({**tiny, "run": {"root": str(tmp_path / "art"), "threads": 1}}))
+    done = capgap("preview", "minidisc", "--params", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "sandwich candidate" in done.stdout
+    assert "ms a step" in done.stdout
+    done = capgap("preview", "minidisc", "--params", str(file), "--json")
+    (line,) = done.stdout.splitlines()
+    held = json.loads(line)
+    assert held["schema"] == "capgap.preview/1"
+    assert held["seconds"] == pytest.approx(sum(stage["seconds"] for stage in held["stages"]))
+
+
+def test_a_preview_of_bad_input_is_refused_as_a_run_is(tmp_path):
+    done = capgap("preview", "minidisc", "-p", "student.scale=1.5", "-p", f"run.root={tmp_path}", "--json")
+    assert done.returncode == 2
+    assert "student.scale" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["error"]["faults"]
+
+
 def test_show_lists_runs_and_prints_a_run_and_a_record(first, root):
     environment = {**os.environ, "CAPGAP_ARTIFACTS": str(root)}
     assert first["run_id"] in capgap("show", environment=environment).stdout
