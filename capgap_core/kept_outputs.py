@@ -121,18 +121,18 @@ class KeptOutputs:
 
     def _missing(self) -> Iterator[np.ndarray]:
         self._begin()
-        other: dict[str, Any] = {}
+        differs: dict[str, None] = {}
         for piece in self._pieces():
             try:
                 noted = stores.unsealed(self._note(piece))
                 if self._whole and noted["sha256"] != self._checksum(piece):
                     raise Damaged(f"{self.folder / FILE}: the content is not what was written")
-                other |= {name: noted["machine"].get(name) for name in self._machine}
+                found = {name: noted["machine"].get(name) for name in self._machine}
+                differs |= {f"{name} {value}": None for name, value in found.items() if value != self._machine[name]}
             except Damaged as error:
                 if self._note(piece).exists():
                     self._progress.message(f"made again: {error}")
                 yield piece
-        differs = [f"{name} {value}" for name, value in other.items() if value != self._machine[name]]
         if differs:
             self._progress.message(
                 f"the teacher's outputs were computed with {', '.join(differs)}: the last bits differ from those of a "

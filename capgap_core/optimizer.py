@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 LARGE = 4096
@@ -23,7 +24,8 @@ class AdamW(torch.optim.AdamW):
     Parameters
     ----------
     model
-        What is trained. Its embedding tables of at least ``LARGE`` rows that lie on a CPU must get sparse gradients.
+        What is trained. Its embedding tables of at least ``LARGE`` rows that lie on a CPU are lazy; of a model of
+        transformers only that of the words, since of others nobody says which rows a batch looks up.
     rates
         The learning rate of each step.
     decay
@@ -45,11 +47,7 @@ class AdamW(torch.optim.AdamW):
             lr=rates[0], betas=(BETA1, BETA2), eps=EPS, fused=True,
         )  # fmt: skip
         self._rates, self._decay = rates, decay
-        self.tables = [
-            m.weight for m in model.modules()
-            if isinstance(m, nn.Embedding) and m.weight.requires_grad and m.weight.device.type == "cpu"
-            and len(m.weight) >= LARGE
-        ]  # fmt: skip
+        self.tables = [t for t in _tables(model) if t.requires_grad and t.device.type == "cpu" and len(t) >= LARGE]
         for table in self.tables:  # "moved": after which step a row is where it stands; "step": torch asks for it
             self.state[table] = {
                 "exp_avg": torch.zeros_like(table), "exp_avg_sq": torch.zeros_like(table),
@@ -126,6 +124,13 @@ class AdamW(torch.optim.AdamW):
         table[rows] = weights.addcdiv_(m, under, value=-lr / (1.0 - BETA1**step))
         state["exp_avg"][rows], state["exp_avg_sq"][rows] = m, v
         state["moved"][rows] = float(step)
+
+
+def _tables(model: nn.Module) -> list[Tensor]:
+    if isinstance(model, PreTrainedModel):
+        words = model.get_input_embeddings()
+        return [words.weight] if isinstance(words, nn.Embedding) else []
+    return [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def _looked_up(grad: Tensor) -> Tensor:

@@ -152,7 +152,8 @@ def train(
     try:
         for step in range(len(steps) + 1, training.steps + 1):
             index, per_epoch = next(order)
-            optimizer.ready(examples.words(index), step - 1)
+            with signals.deferred():
+                optimizer.ready(examples.words(index), step - 1)
             terms = _differentiate(examples, index, per_epoch, training, loss_of, step, device)
             norm = _clipped(optimizer, training.clip)
             _refuse_non_finite(stage, step, terms, norm, keeper.last)

@@ -1,0 +1,235 @@
+"""Distances between predictions over a vocabulary whose logits never exist at once: sums, as in ``losses``.
+
+The gradient of a soft target's loss for the logits is known as soon as they are: softmax(student) minus
+softmax(teacher). So it is formed in the forward pass, some rows at a time, and the logits of the next rows take the
+place of those. What stays is a gradient of the size of the head and one of the size of the hidden states. Liger's
+chunked losses (https://arxiv.org/abs/2410.10989) have this order. Here rows that do not count never meet a head,
+nothing is summed in bf16, and a vocabulary that was padded is cut and not filled with zeros.
+
+Letters of shapes: r rows (places in texts), c and b some of them, h a hidden width, v the number of entries of a
+vocabulary; s is the student's and t the teacher's.
+
+Two vocabularies may differ in how many entries follow after those they share, which come first in both. A teacher
+that is wider is cut to the student's entries and renormalised, as if its other logits were -inf. A student that is
+wider keeps its whole softmax, and the teacher's probability of what it does not know is 0: what the student gives to
+these entries is lost, and they are pulled down. So a model has no divergence from itself with rows added to its head,
+and one of -log(what it gives to the shared entries) the other way round. To compare over the shared entries alone,
+give ``weight[:v_t]``.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOGITS, ROWS = 2**23, 128
+"""How many logits of a model exist at once, where that makes so many rows at least: with fewer the products get slow,
+and with more hardly anything gets faster."""
+
+BLOCK = 2**19
+"""About how many logits the passes between the products look at together: so few stay in a processor's cache."""
+
+LOWEST = -1e4
+"""What is further below a row's highest logit is taken for this: the probability is 0 in both cases, but 0 times -inf
+is not."""
+
+
+class Head(NamedTuple):
+    """The last linear map of a model, and what it is given."""
+
+    hidden: Tensor
+    """``(r, h)``."""
+    weight: Tensor
+    """``(v, h)``."""
+    bias: Tensor | None = None
+    """``(v,)``."""
+
+
+def linear_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    teacher: Head | Tensor,
+    *,
+    keep: Tensor,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    rows_at_once: int | None = None,
+) -> Tensor:
+    """Return the sum over kept rows of KL(teacher || student), times ``temperature ** 2``.
+
+    Parameters
+    ----------
+    hidden, weight, bias
+        The student's: ``(r, h_s)``, ``(v_s, h_s)`` and ``(v_s,)``. Products have the wider of the types of hidden
+        states and weight, so that a weight in fp32 gives logits in fp32; all else is fp32 at least.
+    teacher
+        Its head, or its logits ``(r, v_t)``, of any type. It gets no gradient.
+    keep
+        ``(r,)``, true for rows that count. What stands in the others is not looked at, and their gradient is 0.
+    temperature
+        Divides both logits.
+    rows_at_once
+        How many rows of logits exist at once, of each model; ``None`` for what is fast (``LOGITS``).
+
+    The gradients are computed here, and the backward pass only scales them.
+    """
+    how = _How(keep, temperature, rows_at_once, entropy=True)
+    return _total(Head(hidden, weight, bias), teacher, how)
+
+
+def linear_soft_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    teacher: Head | Tensor,
+    *,
+    keep: Tensor,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    rows_at_once: int | None = None,
+) -> Tensor:
+    """Return the sum over kept rows of -Σ p log q, p the teacher's, times ``temperature ** 2``.
+
+    As ``linear_divergence``, with the same gradients; the value is larger by the teacher's entropy.
+    """
+    how = _How(keep, temperature, rows_at_once, entropy=False)
+    return _total(Head(hidden, weight, bias), teacher, how)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is asked for, beside the models."""
+
+    keep: Tensor
+    temperature: float
+    rows_at_once: int | None
+    entropy: bool
+    """Whether the teacher's entropy is taken off."""
+
+    def parts(self, v: int) -> tuple[Tensor, ...]:
+        """Return the kept rows in parts of about the same length: the products of a short last one would be slow."""
+        rows = self.keep.nonzero()[:, 0]
+        most = self.rows_at_once or max(ROWS, LOGITS // v)
+        return rows.tensor_split(-(-len(rows) // most)) if len(rows) else ()
+
+
+def _total(student: Head, teacher: Head | Tensor, how: _How) -> Tensor:
+    """Return the loss, with a node where there is something to differentiate."""
+    with torch.autocast(student.hidden.device.type, enabled=False):  # the types of the products are chosen here
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in student):
+            return _LinearLoss.apply(how, teacher, *student)
+        return _Sums(student, teacher, how, wanted=(False, False, False)).total
+
+
+class _LinearLoss(torch.autograd.Function):
+    """``apply(how, teacher, hidden, weight, bias)``: keeps the gradients and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, how: _How, teacher: Head | Tensor, *student: Any) -> Tensor:
+        """Compute the value and the gradients."""
+        sums = _Sums(Head(*student), teacher, how, wanted=ctx.needs_input_grad[2:])
+        ctx.types = [None if x is None else x.dtype for x in student]
+        ctx.save_for_backward(*sums.gradients)
+        return sums.total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradients, scaled and cast in one pass; what is kept stays as it is, for a second call."""
+        (grad,) = grads
+        scaled = (
+            None if x is None else torch.mul(x, grad, out=torch.empty_like(x, dtype=dtype))
+            for x, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
+        )
+        return None, None, *scaled
+
+
+class _Sums:
+    """The value, and the gradients ``wanted`` of (hidden, weight, bias), summed one part of the rows after the other.
+
+    All parts use the same buffers: memory that is new to the process costs as much time as some passes over it.
+    """
+
+    def __init__(self, student: Head, teacher: Head | Tensor, how: _How, *, wanted: tuple[bool, ...]) -> None:
+        v = len(student.weight)
+        self._how, self._student = how, _cut(student, v)
+        self._teacher = teacher[:, :v] if isinstance(teacher, Tensor) else _cut(teacher, v)
+        exact = torch.promote_types(self._student.weight.dtype, torch.float32)
+        self._buffers: dict[Any, Tensor] = {}
+        self.total = student.hidden.new_zeros((), dtype=exact)
+        self.gradients = [
+            torch.zeros_like(x, dtype=exact) if x is not None and want else None
+            for x, want in zip(student, wanted, strict=True)
+        ]
+        for rows in how.parts(v):
+            self._add(rows)
+
+    def _add(self, rows: Tensor) -> None:
+        """Add these rows, ``(c,)``."""
+        hidden, z = self._logits(self._student, rows, "student")
+        if isinstance(self._teacher, Tensor):
+            y = self._buffer("teacher", (len(rows), self._teacher.shape[1]), self.total.dtype)
+            y.copy_(self._teacher.index_select(0, rows))
+        else:
+            _, y = self._logits(self._teacher, rows, "teacher")
+        size = max(1, BLOCK // z.shape[1])
+        for some, others in zip(z.split(size), y.split(size), strict=True):
+            self.total += self._compare(some, others)
+        if any(x is not None for x in self.gradients):
+            self._differentiate(rows, hidden, z)
+
+    def _buffer(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Return memory of this name and type; the first call must ask for most."""
+        key, size = (name, dtype), shape[0] * shape[1]
+        if key not in self._buffers:
+            self._buffers[key] = self.total.new_empty(size, dtype=dtype)
+        return self._buffers[key][:size].view(shape)
+
+    def _logits(self, head: Head, rows: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return what a head is given at rows, ``(c, h)``, in the type of its products, and its logits ``(c, v)``."""
+        shape, kind = (len(rows), len(head.weight)), head.weight.dtype
+        hidden = head.hidden.index_select(0, rows).to(kind)
+        out = self._buffer(name, shape, self.total.dtype)
+        if kind == out.dtype:
+            torch.mm(hidden, head.weight.T, out=out)
+        else:
+            out.copy_(torch.mm(hidden, head.weight.T, out=self._buffer("product", shape, kind)))
+        return hidden, out if head.bias is None else out.add_(head.bias)
+
+    def _compare(self, z: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of logits ``(b, v_s)`` and ``(b, v_t)``; leave softmax(z) - softmax(y) in ``z``."""
+        scale, entropy = 1.0 / self._how.temperature, self._how.entropy
+        z.sub_(z.amax(1, keepdim=True)).mul_(scale)
+        y.sub_(y.amax(1, keepdim=True)).mul_(scale).clamp_(min=LOWEST)
+        shared = z[:, : y.shape[1]]
+        gap = self._buffer("gap", (len(y), y.shape[1]), y.dtype)
+        if entropy:
+            torch.sub(y, shared, out=gap)
+        else:
+            torch.neg(shared, out=gap)
+        sum_q, sum_p = (x.exp_().sum(1, keepdim=True) for x in (z, y))
+        y.div_(sum_p)
+        z.div_(sum_q)
+        shared.sub_(y)
+        means = gap.mul_(y).sum(1, keepdim=True)
+        return (means + (sum_q / sum_p if entropy else sum_q).log()).sum() * self._how.temperature**2
+
+    def _differentiate(self, rows: Tensor, hidden: Tensor, d: Tensor) -> None:
+        """Add the gradients, given that for the logits over their temperature, ``(c, v)``."""
+        to_hidden, to_weight, to_bias = self.gradients
+        weight, scale = self._student.weight, self._how.temperature
+        if to_bias is not None:
+            to_bias.add_(d.sum(0), alpha=scale)
+        if to_weight is not None:  # in fp32 whatever the inputs are: each part would be rounded to bf16
+            to_weight.addmm_(d.T, hidden.to(d.dtype), alpha=scale)
+        if to_hidden is not None:
+            if weight.dtype != d.dtype:
+                d = self._buffer("product", (len(d), len(weight)), weight.dtype).copy_(d)
+            to_hidden.index_copy_(0, rows, torch.mm(d, weight).to(to_hidden.dtype).mul_(scale))
+
+
+def _cut(head: Head, v: int) -> Head:
+    """Return a head over its first ``v`` entries, with its weight in the type of its products."""
+    kind = torch.promote_types(head.hidden.dtype, head.weight.dtype)
+    return Head(head.hidden, head.weight[:v].to(kind), None if head.bias is None else head.bias[:v])
