@@ -46,6 +46,8 @@ def noise(shape: tuple[int, ...], share: float) -> Tensor:
     for size in shape:
         count *= size
     dropped = round(share * GRAIN)
+    if dropped == GRAIN:
+        return torch.zeros(shape)
     drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = torch.empty(count)
     torch.ge(drawn.view(torch.int16)[:count], dropped - GRAIN // 2, out=kept)

@@ -144,9 +144,10 @@ class KeptOutputs:
         path = self.folder / FILE
         self.folder.mkdir(parents=True, exist_ok=True)
         self._by.touch()
-        header = path.open("rb").read(len(self._header)) if path.is_file() else b""
-        if header == self._header and path.stat().st_size == self._bytes:
-            return
+        if path.is_file() and path.stat().st_size == self._bytes:
+            with path.open("rb") as stream:
+                if stream.read(len(self._header)) == self._header:
+                    return
         for note in self.folder.glob("piece-*.json"):
             note.unlink()
         path.unlink(missing_ok=True)

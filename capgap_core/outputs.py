@@ -56,7 +56,7 @@ class ByRows:
 
     def look_up(self, batch: Batch) -> Tensor:
         """Return the word embeddings of the rows, ``(r, h)``."""
-        return self._family.look_up(self._own, batch)
+        return self._family.look_up(self._model, self._own, batch)
 
     def __call__(
         self, batch: Batch, *, weights: Mapping[str, Tensor] | None = None, words: Tensor | None = None

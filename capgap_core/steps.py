@@ -10,7 +10,7 @@ from capgap_core.batches import Batch
 from capgap_core.outputs import Computed
 from capgap_core.progress import Progress
 from capgap_core.records import Reference
-from capgap_core.training import LossOf, Step, Term
+from capgap_core.training import LossOf, Step, Term, Training
 
 
 def task_loss(model: Computed, data: Reference) -> LossOf:
@@ -26,6 +26,13 @@ def task_loss(model: Computed, data: Reference) -> LossOf:
         yield [Term(name=name, total=total, per="examples")]
 
     return loss_of
+
+
+def padded(training: Training, steps: int, tokens: int) -> dict[str, float]:
+    """Return the share of the room in so many steps that no real token took, where steps have room for tokens."""
+    if training.room is None or not steps:
+        return {}
+    return {"padding": round(1.0 - tokens / (steps * training.room), 4)}
 
 
 class Log:

@@ -154,8 +154,8 @@ def train(
             index, per_epoch = next(order)
             with signals.deferred():
                 optimizer.ready(examples.words(index), step - 1)
-            terms = _differentiate(examples, index, per_epoch, training, loss_of, step, device)
-            norm = _clipped(optimizer, training.clip)
+            totals = _differentiate(examples, index, per_epoch, training, loss_of, step, device)
+            terms, norm = _looked_at(totals, examples.lengths[index], optimizer, training.clip)
             _refuse_non_finite(stage, step, terms, norm, keeper.last)
             with signals.deferred():  # what is to be kept changes here only, as a whole
                 optimizer.step_to(step)
@@ -180,10 +180,9 @@ def train(
 def _differentiate(
     examples: Examples, index: np.ndarray, per_epoch: int, training: Training, loss_of: LossOf, step: int,
     device: torch.device,
-) -> dict[tuple[float | None, str], float]:  # fmt: skip
-    """Add the gradients of one step, micro-batch by micro-batch; return (scale, name) → mean of its terms."""
-    counts = {"examples": len(index), "tokens": int(examples.lengths[index].sum())}
-    mean: dict[str, float] = {**counts}
+) -> list[tuple[Term, Tensor]]:  # fmt: skip
+    """Add the gradients of one step, micro-batch by micro-batch; return its terms with their sums."""
+    mean: dict[str, float] = {"examples": len(index), "tokens": int(examples.lengths[index].sum())}
     if training.room is not None:
         mean = {"examples": len(examples) / per_epoch, "tokens": int(examples.lengths.sum()) / per_epoch}
     parts = -(-training.batch_size // training.micro_batch)
@@ -193,22 +192,28 @@ def _differentiate(
         for group in loss_of(examples.batch(part, room=room).to(device), step):
             torch.stack([term.total * (term.weight / mean[term.per]) for term in group]).sum().backward()
             totals += [(term, term.total.detach()) for term in group]
-    values = torch.stack([total for _, total in totals]).tolist()  # once: each look at a number holds a GPU up
+    return totals
+
+
+def _looked_at(
+    totals: list[tuple[Term, Tensor]], lengths: np.ndarray, optimizer: AdamW, most: float
+) -> tuple[dict[tuple[float | None, str], float], float]:
+    """Return (scale, name) → mean of a step's terms, and the norm of the gradient, scaled down where above ``most``.
+
+    All numbers come from the device at once: each look at one would hold a GPU up.
+    """
+    found = optimizer.gradients()
+    held = [total.float() for _, total in totals]
+    *values, norm = torch.stack([*held, torch.nn.utils.get_total_norm(found).to(held[0])]).tolist()
+    counts = {"examples": len(lengths), "tokens": int(lengths.sum())}
     terms: dict[tuple[float | None, str], float] = {}
     for (term, _), value in zip(totals, values, strict=True):
         key = (term.scale, term.name)
         terms[key] = terms.get(key, 0.0) + value / counts[term.per]
-    return terms
-
-
-def _clipped(optimizer: AdamW, most: float) -> float:
-    """Return the norm of the gradient, which is scaled down where that is above ``most``."""
-    found = optimizer.gradients()
-    norm = float(torch.nn.utils.get_total_norm(found))
     if norm > most:
         for grad in found:
             grad.mul_(most / (norm + 1e-6))
-    return norm
+    return terms, norm
 
 
 def _rate(step: int, training: Training) -> float:

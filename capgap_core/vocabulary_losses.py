@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS, ROWS = 2**23, 128
-"""How many logits of a model exist at once, where that makes so many rows at least: with fewer the products get slow,
-and with more hardly anything gets faster."""
+LOGITS = 2**23
+"""How many logits of a model exist at once, at most: on one core nothing gets faster with more."""
+
+ROWS = 128
+"""How many rows of logits exist at once, at least: with fewer the products get slow."""
 
 BLOCK = 2**19
-"""About how many logits the passes between the products look at together: so few stay in a processor's cache."""
+"""How many logits the passes between the products look at together on a CPU, at most: so few stay in its cache."""
 
 LOWEST = -1e4
 """What is further below a row's highest logit is taken for this: the probability is 0 in both cases, but 0 times -inf
@@ -71,7 +73,7 @@ def linear_divergence(
     temperature
         Divides both logits.
     rows_at_once
-        How many rows of logits exist at once, of each model; ``None`` for what is fast (``LOGITS``).
+        How many rows of logits exist at once, of each model; ``None`` for what is fast (``LOGITS``, ``ROWS``).
 
     The gradients are computed here, and the backward pass only scales them.
     """
@@ -119,7 +121,8 @@ def _total(student: Head, teacher: Head | Tensor, how: _How) -> Tensor:
     with torch.autocast(student.hidden.device.type, enabled=False):  # the types of the products are chosen here
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in student):
             return _LinearLoss.apply(how, teacher, *student)
-        return _Sums(student, teacher, how, wanted=(False, False, False)).total
+        with torch.no_grad():
+            return _Sums(student, teacher, how, wanted=(False, False, False)).total
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -173,7 +176,7 @@ class _Sums:
             y.copy_(self._teacher.index_select(0, rows))
         else:
             _, y = self._logits(self._teacher, rows, "teacher")
-        size = max(1, BLOCK // z.shape[1])
+        size = max(1, BLOCK // z.shape[1]) if z.is_cpu else len(z)
         for some, others in zip(z.split(size), y.split(size), strict=True):
             self.total += self._compare(some, others)
         if any(x is not None for x in self.gradients):
@@ -221,7 +224,7 @@ class _Sums:
         weight, scale = self._student.weight, self._how.temperature
         if to_bias is not None:
             to_bias.add_(d.sum(0), alpha=scale)
-        if to_weight is not None:  # in fp32 whatever the inputs are: each part would be rounded to bf16
+        if to_weight is not None:  # in fp32 whatever the inputs are: in bf16 the sum of each part would be rounded
             to_weight.addmm_(d.T, hidden.to(d.dtype), alpha=scale)
         if to_hidden is not None:
             if weight.dtype != d.dtype:

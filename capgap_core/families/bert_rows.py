@@ -43,7 +43,7 @@ def forward(
     (n, t), eps = batch.input_ids.shape, config.layer_norm_eps
     dropped = config.hidden_dropout_prob if active else 0.0
     keep = batch.attention_mask.bool()
-    x = _embedded(weights, batch, words if words is not None else look_up(weights, batch), eps)
+    x = _embedded(weights, batch, words if words is not None else look_up(model, weights, batch), eps)
     x = Dropout.apply(x, dropped) if dropped else x
     hidden = [x]
     size = config.hidden_size // config.num_attention_heads
@@ -60,10 +60,10 @@ def forward(
     return Output(hidden=tuple(hidden), logits=_linear(pooled, weights, "classifier", dtype))
 
 
-def look_up(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """Return the word embeddings of the rows, ``(r, h)``; the gradient of a large table is sparse."""
-    table = weights[WORDS]
-    return F.embedding(batch.rows(batch.input_ids), table, sparse=len(table) >= LARGE)
+def look_up(model: PreTrainedModel, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Return the word embeddings of the rows, ``(r, h)``; a large table gets a sparse gradient, padding none."""
+    table, pad = weights[WORDS], model.config.pad_token_id
+    return F.embedding(batch.rows(batch.input_ids), table, padding_idx=pad, sparse=len(table) >= LARGE)
 
 
 def _embedded(weights: Mapping[str, Tensor], batch: Batch, words: Tensor, eps: float) -> Tensor:

@@ -58,4 +58,5 @@ def run(
         models.save(models.moved(student.eval(), "cpu"), models.model_folder(start), out_dir / "model")
     kept = {start.scale: models.kept_of(start.reference, start.scale)}
     tables.write(out_dir / "plan.parquet", "plan", plan.rows_of(kept, shape))
-    return Made(summary={"scale": start.scale}, steps_trained=done, tokens=tokens, resumed=keeper.resumed)
+    summary = {"scale": start.scale, **steps.padded(training, done, tokens)}
+    return Made(summary=summary, steps_trained=done, tokens=tokens, resumed=keeper.resumed)

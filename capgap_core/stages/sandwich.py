@@ -64,7 +64,8 @@ def run(
         models.save(models.moved(model.eval(), "cpu"), models.model_folder(start), out_dir / "model")
     kept = [row for row in tables.read(start.table("plan")) if row["scale"] in recipe.scales]
     tables.write(out_dir / "plan.parquet", "plan", kept)
-    return Made(summary={"scales": list(recipe.scales)}, steps_trained=done, tokens=tokens, resumed=keeper.resumed)
+    summary = {"scales": list(recipe.scales), **steps.padded(training, done, tokens)}
+    return Made(summary=summary, steps_trained=done, tokens=tokens, resumed=keeper.resumed)
 
 
 def _drawn(recipe: Recipe) -> Callable[[int], Sequence[float]]:

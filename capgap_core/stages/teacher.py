@@ -73,6 +73,7 @@ def run(
     seen = "no" if recipe.mode != "accept" else "unknown"
     shape = adapter.shape_of(model.config)
     summary = {"mode": recipe.mode, "selection_seen": seen, "layers": shape.layers, "hidden": shape.hidden}
+    summary |= steps.padded(training, done, tokens) if training is not None else {}
     return Made(summary=summary, steps_trained=done, tokens=tokens, resumed=resumed)
 
 

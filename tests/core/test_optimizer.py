@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from capgap_core import optimizer as optimizers, training
+from capgap_core import optimizer as optimizers
 from capgap_core.batches import Batch, Examples
 from capgap_core.checkpoints import Checkpoints
 from capgap_core.families import bert_rows
@@ -225,22 +225,6 @@ def test_what_gradients_returns_is_what_the_step_takes(sparse: bool) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("most", [0.5, 100.0])
-@pytest.mark.parametrize("sparse", [True, False])
-def test_gradients_are_cut_as_torch_cuts_dense_ones(sparse: bool, most: float) -> None:
-    model, twin, rows = Model(sparse=sparse), Model(sparse=False), torch.tensor([3, 8, 3, 900])
-    optimizer = AdamW(model, rates(), decay=0.0)
-    for m in (model, twin):
-        m.pull(rows, 1, scale=0.1)
-    norm = float(torch.nn.utils.clip_grad_norm_(twin.parameters(), most))
-    assert 0.5 < norm < 100.0
-    assert training._clipped(optimizer, most) == pytest.approx(norm)
-    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-        assert ours.grad is not None
-        assert theirs.grad is not None
-        assert torch.allclose(ours.grad.to_dense(), theirs.grad, rtol=1e-12)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_state_that_is_put_back_goes_on_with_the_same_bits(dtype: torch.dtype) -> None:
     model = Model(sparse=True, dtype=dtype)
@@ -282,7 +266,8 @@ def model_of(*, positions: int = 16, dropout: float = 0.2) -> PreTrainedModel:
     """Return a BERT that has ``builders.VOCABULARY`` words, and so many places for them."""
     config = BertConfig(
         vocab_size=builders.VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=positions, hidden_dropout_prob=dropout, initializer_range=0.15,
+        intermediate_size=64, max_position_embeddings=positions, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout, initializer_range=0.15,
     )  # fmt: skip
     config.num_labels = 3
     torch.manual_seed(2)
@@ -309,6 +294,33 @@ def trained(
         if step.step == until:
             break
     return model.state_dict(), steps
+
+
+@pytest.mark.parametrize("most", [0.5, 100.0])
+@pytest.mark.parametrize("rows", [builders.VOCABULARY, 10**6])
+def test_gradients_are_cut_as_torch_cuts_dense_ones(tmp_path, monkeypatch, rows: int, most: float) -> None:
+    """Those of a large table, of which only some rows are there, too."""
+    part, model, real = builders.examples(tmp_path, 4), model_of(dropout=0.0), AdamW.step_to
+    taken: dict[str, Tensor] = {}
+
+    def step_to(self: AdamW, step: int) -> None:
+        taken.update({name: p.grad.to_dense().clone() for name, p in model.named_parameters() if p.grad is not None})
+        real(self, step)
+
+    large(monkeypatch, 10**6)
+    twin = model_of(dropout=0.0)
+    ((term,),) = loss_of(builders.way(twin))(part.batch(range(4)), 1)
+    (term.total / 4).backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(twin.parameters(), most))
+    assert 0.5 < norm < 100.0
+    large(monkeypatch, rows)
+    monkeypatch.setattr(AdamW, "step_to", step_to)
+    recipe = builders.training(steps=1, batch_size=4, micro_batch=4, clip=most)
+    (step,) = train(model, part, recipe, loss_of(builders.way(model)), device=CPU, stage="distil")
+    assert step.grad_norm == pytest.approx(norm, rel=1e-5)
+    for name, parameter in twin.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(taken[name], parameter.grad, rtol=1e-4, atol=1e-6), name
 
 
 def moved_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor], began: dict[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ def test_a_signal_keeps_the_state_and_ends_the_run(tmp_path: Path, number: signa
     going = Going(tmp_path, checkpoint_seconds=1.0)
     try:
         before = {path.name for path in tmp_path.glob("work/teacher/*/*/checkpoints/step-*")}
+        time.sleep(0.4)  # so that there are steps after the checkpoint, which the signal has to keep
         begun = time.monotonic()
         going.command.send_signal(number)
         going.command.communicate(timeout=60)

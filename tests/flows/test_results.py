@@ -1,5 +1,6 @@
 """The published file holds every finished run, and the README shows what the file holds."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,14 @@ def test_the_readme_shows_what_is_published():
     assert results.show_table(results.PUBLISHED, results.README, check=True) == 0
 
 
-def test_the_readme_says_what_the_published_rows_say_of_checkpoints() -> None:
-    from benchmarks import checkpoints
-
-    said = checkpoints.line(pq.read_table(checkpoints.FILE).to_pandas())
-    text = results.README.read_text(encoding="utf8")
-    assert results.with_table(text, said, name=checkpoints.NAME) == text
+@pytest.mark.parametrize("name", ["checkpoints", "distillation", "stages", "loss_heads"])
+def test_the_readme_says_what_the_published_rows_say_of_speed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    rows = pq.read_table(results.PROJECT / "artifacts" / "published" / "benchmarks.parquet").to_pandas()
+    text, own = results.README.read_text(encoding="utf8"), rows[rows["benchmark"] == name]
+    if own.empty:
+        assert f"<!-- {name}:begin -->" not in text, "what is shown has no rows"
+        return
+    said = importlib.import_module(name).line(own)
+    assert results.with_table(text, said, name=name) == text
