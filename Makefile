@@ -25,14 +25,14 @@ check: install
 chaos: install
 	@$(BIN)/python tests/chaos.py $(or $(N),50)
 
-# Measures what the README says of speed, beside its peers, which it installs (hours on a machine that does nothing
-# else). All but the first need CAPGAP_SHARED, the folder of the real data and models.
+# Measures speed, beside peers, which it installs (hours on a machine that does nothing else). The first publishes what
+# the README says of checkpoints, the others print. Two of them need CAPGAP_SHARED, the folder of real data and models.
 bench: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python tests/benchmarks/checkpoints.py
-	@$(BIN)/python tests/benchmarks/distillation.py --publish
-	@$(BIN)/python tests/benchmarks/stages.py --publish
-	@$(BIN)/python tests/benchmarks/loss_heads.py --publish
+	@$(BIN)/python tests/benchmarks/distillation.py
+	@$(BIN)/python tests/benchmarks/stages.py
+	@$(BIN)/python tests/benchmarks/loss_heads.py
 
 # Makes every published run (hours), then the README's table: make results DATA=<folder of the sets> TEACHER=<folder>
 results: install

@@ -29,18 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turns import publish
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from capgap_core import machine, vocabulary_losses
 
-from capgap_core import machine, vocabulary_losses  # noqa: E402
-from flows.results import with_table, write  # noqa: E402
-
-NAME, FILE, README = "loss_heads", ROOT / "artifacts" / "published" / "benchmarks.parquet", ROOT / "README.md"
+NAME = "loss_heads"
 SIZES = ((32000, 512), (151936, 256))
 """Entries of the vocabulary, and rows."""
 PRECISIONS = ("highest", "medium")
@@ -292,10 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = rows_of(given.repeats, given.threads, given.liger)
     print(tables(pd.DataFrame(rows)))
     if given.publish:
-        held = [pq.read_table(FILE).to_pandas()] if FILE.is_file() else []
-        frame = pd.concat([*(old[old["benchmark"] != NAME] for old in held), pd.DataFrame(rows)], ignore_index=True)
-        write(FILE, frame)
-        README.write_text(with_table(README.read_text(encoding="utf8"), line(frame), name=NAME), encoding="utf8")
+        publish(NAME, rows, line)
     print(line(pd.DataFrame(rows)))
     return 0
 

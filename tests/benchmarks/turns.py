@@ -159,6 +159,6 @@ def publish(name: str, rows: Sequence[dict[str, Any]], line: Callable[[pd.DataFr
     held = [pq.read_table(FILE).to_pandas()] if FILE.is_file() else []
     new = pd.DataFrame([{"benchmark": name, **row} for row in rows])
     frame = pd.concat([*(old[old["benchmark"] != name] for old in held), new], ignore_index=True)
+    text = with_table(README.read_text(encoding="utf8"), line(new), name=name)  # refuses before anything is written
     write(FILE, frame)
-    shown = line(new)
-    README.write_text(with_table(README.read_text(encoding="utf8"), shown, name=name), encoding="utf8")
+    README.write_text(text, encoding="utf8")
