@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from capgap_core.vocabulary_targets import Known
+
 LOGITS = 2**23
 """How many logits of a model exist at once, at most: on one core nothing gets faster with more."""
 
@@ -52,7 +54,7 @@ class Head(NamedTuple):
 def linear_divergence(
     hidden: Tensor,
     weight: Tensor,
-    teacher: Head | Tensor,
+    teacher: Head | Tensor | Known,
     *,
     keep: Tensor,
     bias: Tensor | None = None,
@@ -67,7 +69,8 @@ def linear_divergence(
         The student's: ``(r, h_s)``, ``(v_s, h_s)`` and ``(v_s,)``. Products have the wider of the types of hidden
         states and weight, so that a weight in fp32 gives logits in fp32; all else is fp32 at least.
     teacher
-        Its head, or its logits ``(r, v_t)``, of any type. It gets no gradient.
+        Its head, or its logits ``(r, v_t)``, of any type, or some entries of its prediction, which is then taken for
+        the whole and for one at this temperature. It gets no gradient.
     keep
         ``(r,)``, true for rows that count. What stands in the others is not looked at, and their gradient is 0.
     temperature
@@ -84,7 +87,7 @@ def linear_divergence(
 def linear_soft_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
-    teacher: Head | Tensor,
+    teacher: Head | Tensor | Known,
     *,
     keep: Tensor,
     bias: Tensor | None = None,
@@ -93,7 +96,8 @@ def linear_soft_cross_entropy(
 ) -> Tensor:
     """Return the sum over kept rows of -Σ p log q, p the teacher's, times ``temperature ** 2``.
 
-    As ``linear_divergence``, with the same gradients; the value is larger by the teacher's entropy.
+    As ``linear_divergence``, with the same gradients; the value is larger by the teacher's entropy. For entries that
+    were drawn it is this one that is right on average.
     """
     how = _How(keep, temperature, rows_at_once, entropy=False)
     return _total(Head(hidden, weight, bias), teacher, how)
@@ -116,7 +120,7 @@ class _How:
         return rows.tensor_split(-(-len(rows) // most)) if len(rows) else ()
 
 
-def _total(student: Head, teacher: Head | Tensor, how: _How) -> Tensor:
+def _total(student: Head, teacher: Head | Tensor | Known, how: _How) -> Tensor:
     """Return the loss, with a node where there is something to differentiate."""
     with torch.autocast(student.hidden.device.type, enabled=False):  # the types of the products are chosen here
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in student):
@@ -129,7 +133,7 @@ class _LinearLoss(torch.autograd.Function):
     """``apply(how, teacher, hidden, weight, bias)``: keeps the gradients and nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, how: _How, teacher: Head | Tensor, *student: Any) -> Tensor:
+    def forward(ctx: Any, how: _How, teacher: Head | Tensor | Known, *student: Any) -> Tensor:
         """Compute the value and the gradients."""
         sums = _Sums(Head(*student), teacher, how, wanted=ctx.needs_input_grad[2:])
         ctx.types = [None if x is None else x.dtype for x in student]
@@ -154,10 +158,12 @@ class _Sums:
     All parts use the same buffers: memory that is new to the process costs as much time as some passes over it.
     """
 
-    def __init__(self, student: Head, teacher: Head | Tensor, how: _How, *, wanted: tuple[bool, ...]) -> None:
+    def __init__(self, student: Head, teacher: Head | Tensor | Known, how: _How, *, wanted: tuple[bool, ...]) -> None:
         v = len(student.weight)
         self._how, self._student = how, _cut(student, v)
-        self._teacher = teacher[:, :v] if isinstance(teacher, Tensor) else _cut(teacher, v)
+        self._teacher = teacher[:, :v] if isinstance(teacher, Tensor) else teacher
+        if isinstance(teacher, Head):
+            self._teacher = _cut(teacher, v)
         exact = torch.promote_types(self._student.weight.dtype, torch.float32)
         self._buffers: dict[Any, Tensor] = {}
         self.total = student.hidden.new_zeros((), dtype=exact)
@@ -171,16 +177,23 @@ class _Sums:
     def _add(self, rows: Tensor) -> None:
         """Add these rows, ``(c,)``."""
         hidden, z = self._logits(self._student, rows, "student")
-        if isinstance(self._teacher, Tensor):
-            y = self._buffer("teacher", (len(rows), self._teacher.shape[1]), self.total.dtype)
-            y.copy_(self._teacher.index_select(0, rows))
-        else:
-            _, y = self._logits(self._teacher, rows, "teacher")
         size = max(1, BLOCK // z.shape[1]) if z.is_cpu else len(z)
-        for some, others in zip(z.split(size), y.split(size), strict=True):
-            self.total += self._compare(some, others)
+        if isinstance(self._teacher, Known):
+            for some, its in zip(z.split(size), rows.split(size), strict=True):
+                self.total += self._compare_known(some, Known(*(x.index_select(0, its) for x in self._teacher)))
+        else:
+            for some, others in zip(z.split(size), self._theirs(rows).split(size), strict=True):
+                self.total += self._compare(some, others)
         if any(x is not None for x in self.gradients):
             self._differentiate(rows, hidden, z)
+
+    def _theirs(self, rows: Tensor) -> Tensor:
+        """Return the teacher's logits at rows, ``(c, v_t)``."""
+        if isinstance(self._teacher, Tensor):
+            y = self._buffer("teacher", (len(rows), self._teacher.shape[1]), self.total.dtype)
+            return y.copy_(self._teacher.index_select(0, rows))
+        assert isinstance(self._teacher, Head)
+        return self._logits(self._teacher, rows, "teacher")[1]
 
     def _buffer(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Return memory of this name and type; the first call must ask for most."""
@@ -217,6 +230,19 @@ class _Sums:
         shared.sub_(y)
         means = gap.mul_(y).sum(1, keepdim=True)
         return (means + (sum_q / sum_p if entropy else sum_q).log()).sum() * self._how.temperature**2
+
+    def _compare_known(self, z: Tensor, known: Known) -> Tensor:
+        """Return the loss of logits ``(b, v)``; leave w softmax(z) - the weights in ``z``, w the sum of a row's."""
+        weights = known.weights.to(z.dtype)
+        z.sub_(z.amax(1, keepdim=True)).mul_(1.0 / self._how.temperature)
+        chosen = z.gather(1, known.entries)
+        whole = weights.sum(1, keepdim=True)
+        sum_q = z.exp_().sum(1, keepdim=True)
+        z.mul_(whole / sum_q).scatter_add_(1, known.entries, -weights)
+        value = (whole * sum_q.log()).sum() - (weights * chosen).sum()
+        if self._how.entropy:
+            value = value + torch.xlogy(weights, weights).sum()
+        return value * self._how.temperature**2
 
     def _differentiate(self, rows: Tensor, hidden: Tensor, d: Tensor) -> None:
         """Add the gradients, given that for the logits over their temperature, ``(c, v)``."""

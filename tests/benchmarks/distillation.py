@@ -28,12 +28,13 @@ import loops
 import pandas as pd
 import torch
 import transformers
-from turns import by_turns, publish, ratio, running, shared, told
+from turns import by_turns, publish, ratio, running, shared, told, unit_of
 
 from capgap_core import machine
 
 NAME = "distillation"
 EPOCHS = 5
+TIMES = {"cpu_seconds": "the CPU time", "device_seconds": "the GPU's time"}
 
 
 def student(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
@@ -114,7 +115,7 @@ def compared(frame: pd.DataFrame) -> list[Comparison]:
         found += _students(str(name), own, bound[name])
     for name, own in frame[frame["what"] == "sandwich"].groupby("dataset"):
         filling = frame[(frame["variant"] == "filling") & (frame["dataset"] == name)]
-        found += _sandwiches(str(name), own, (filling["cpu_seconds"] / filling["examples"]).median(), bound[name])
+        found += _sandwiches(str(name), own, (filling[unit_of(frame)] / filling["examples"]).median(), bound[name])
     steps = frame[frame["what"] == "step"]
     for (dtype, size), own in steps.groupby(["precision", "batch"]) if len(steps) else ():
         for peer in sorted(set(own["variant"]) - {"capgap"}):
@@ -126,7 +127,7 @@ def _students(name: str, own: pd.DataFrame, bound: pd.Series) -> list[Comparison
     each = {}
     for variant in ("capgap", "trainer", "filling"):
         rows = own[own["variant"] == variant].set_index("repeat")
-        each[variant] = rows["cpu_seconds"] / rows["examples"]
+        each[variant] = rows[unit_of(own)] / rows["examples"]
     filled = EPOCHS * each["trainer"] / (EPOCHS * each["capgap"] + each["filling"])
     wall = ratio(own, "trainer", "capgap", unit="wall_seconds")
     return [
@@ -137,7 +138,7 @@ def _students(name: str, own: pd.DataFrame, bound: pd.Series) -> list[Comparison
 
 
 def _sandwiches(name: str, own: pd.DataFrame, filling: float, bound: pd.Series) -> list[Comparison]:
-    cost = own.assign(each=own["cpu_seconds"] / own["examples"]).groupby(["variant", "repeat"])["each"].median()
+    cost = own.assign(each=own[unit_of(own)] / own["examples"]).groupby(["variant", "repeat"])["each"].median()
     loop = sum(cost[f"trainer {scale}"] for scale in loops.SEVEN)
     return [
         Comparison(
@@ -159,8 +160,8 @@ def line(frame: pd.DataFrame) -> str:
     padded = own.groupby("dataset")[["tokens", "places"]].sum()
     shares = ", ".join(f"{name} {100 * (1 - row['tokens'] / row['places']):.1f}%" for name, row in padded.iterrows())
     lines.append(
-        f"\nMedians (lowest to highest) of the CPU time of {int(frame['repeat'].max()) + 1} repeats by turns, "
-        f"{int(first['threads'])} thread of an {first['processor']}, torch {first['torch']}, transformers "
+        f"\nMedians (lowest to highest) of {TIMES[unit_of(frame)]} of {int(frame['repeat'].max()) + 1} repeats by "
+        f"turns, {int(first['threads'])} thread of an {first['processor']}, torch {first['torch']}, transformers "
         f"{first['transformers']}; bfloat16 unless said otherwise. Padding in capgap's batches: {shares}."
     )
     return "\n".join(lines)
@@ -170,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and publish where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a data set as capgap takes it; without it SST-2 below CAPGAP_SHARED")
-    parser.add_argument("--more", action="append", help="another, of which all rows are trained on; without it MRPC")
+    parser.add_argument(
+        "--more", action="append", help="another, of which all rows are trained on; -: none; without it MRPC"
+    )
     parser.add_argument("--teacher", help="an encoder, as capgap takes it; without it all-MiniLM-L6-v2 there")
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=5)
@@ -182,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     data = given.data or shared("data", "glue", "sst-2")
     teacher = given.teacher or shared("weights", "all-MiniLM-L6-v2")
-    more = given.more if given.more is not None else [shared("data", "glue", "mrpc")]
+    more = [name for name in given.more if name != "-"] if given.more else [shared("data", "glue", "mrpc")]
     only = given.only or ["student", "sandwich", "step"]
     with tempfile.TemporaryDirectory() as temporary:
         rows: list[dict[str, Any]] = []

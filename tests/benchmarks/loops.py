@@ -57,12 +57,15 @@ class Case:
     keep: str | None = "bfloat16"
     scales: tuple[float, ...] = SEVEN
     sampled: int | None = None
+    whole: bool = False
+    """Whether the training has its own number of steps and schedule; else it has no end."""
 
 
 class Made:
     """The stages that a case begins from: made once, found again by every process."""
 
     def __init__(self, case: Case) -> None:
+        self.case = case
         given: dict[str, Any] = {
             "dataset": case.dataset, "teacher": case.teacher, "data": {"train_rows": case.rows},
             "teacher_recipe": {"epochs": case.teacher_epochs}, "sandwich": {"grid": case.scales[:-1]},
@@ -150,17 +153,20 @@ def _distillation(case: Case, made: Made) -> Distillation:
 
 
 def _steps(gate: Gate, made: Made, model: Any, loss_of: Any) -> None:
-    how = made.training.model_copy(update={"steps": 10**6})
+    how = made.training if made.case.whole else made.training.model_copy(update={"steps": 10**6})
     places: list[int] = []
 
     def counted(batch: batches.Batch, step: int) -> Any:
         places.append(batch.room)
         return loss_of(batch, step)
 
-    gate.ready(dtype=how.dtype, room=how.room, per_epoch=how.per_epoch)
+    gate.ready(model, dtype=how.dtype, room=how.room, per_epoch=how.per_epoch)
     before = 0
     order = batches.endless(made.examples.lengths, batch_size=how.batch_size, room=how.room, seed=how.seed)
-    for step in training.train(model, made.examples, how, counted, device=made.device, stage="benchmark"):
+    taken = training.train(
+        model, made.examples, how, counted, device=made.device, stage="benchmark", keeper=gate.keeper
+    )
+    for step in taken:
         index, _ = next(order)
         gate.step(examples=len(index), tokens=step.tokens - before, places=sum(places))
         before = step.tokens
@@ -194,7 +200,7 @@ def trainer(gate: Gate, given: dict[str, Any]) -> None:
 
     class Counts(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            gate.ready(dtype=made.training.dtype)
+            gate.ready(student, dtype=made.training.dtype)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             gate.step(**seen)
@@ -213,10 +219,12 @@ def trainer(gate: Gate, given: dict[str, Any]) -> None:
             return super().training_step(model, inputs, *others)
 
     how = made.training
+    steps = round(case.epochs * -(-len(made.examples) // case.batch_size)) if case.whole else 10**6
+    warm = round(how.warmup * steps) if case.whole else 50
     arguments = TrainingArguments(
-        output_dir=str(Path(case.root) / "trainer"), per_device_train_batch_size=case.batch_size, max_steps=10**6,
+        output_dir=str(Path(case.root) / "trainer"), per_device_train_batch_size=case.batch_size, max_steps=steps,
         bf16=how.dtype == "bfloat16", use_cpu=made.device.type == "cpu", report_to=[], save_strategy="no",
-        logging_strategy="no", learning_rate=how.learning_rate, warmup_steps=50, max_grad_norm=how.clip,
+        logging_strategy="no", learning_rate=how.learning_rate, warmup_steps=warm, max_grad_norm=how.clip,
         weight_decay=how.weight_decay, optim="adamw_torch_fused", disable_tqdm=True, remove_unused_columns=False,
         seed=case.seed,
     )  # fmt: skip

@@ -7,10 +7,13 @@ hidden states of both models, a quarter of the rows masked; the gradients are th
 * ``ours``: ``capgap_core.vocabulary_losses``.
 * ``dense``: the whole logits of both models, masked rows left out after the product, softmax in fp32.
 * ``liger``: Liger's chunked JSD with beta 0, as its operations stand; ``liger compiled``: as torch.compile makes it.
+* ``trl``: the loss of TRL's GKDTrainer with beta 0, on whole logits.
 
-Liger is taken from the folder that ``--liger`` names, else from where Python looks; where it is not, its rows are left
-out: ``pip install --no-deps --target DIR liger-kernel==0.8.5``. ``--publish`` writes the rows to
+Liger and TRL are taken from the folder that ``--peers`` names, else from where Python looks; where one is not, its rows
+are left out: ``pip install --no-deps --target DIR liger-kernel==0.8.5 trl==1.16.0``. ``--publish`` writes the rows to
 ``artifacts/published/benchmarks.parquet``, too, and their summary into the README.
+
+On a GPU (``--device cuda``) the sizes are those of a batch there, in bfloat16, and the times those of CUDA events.
 """
 
 import argparse
@@ -18,7 +21,6 @@ import ctypes
 import importlib
 import multiprocessing
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -32,19 +34,21 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from turns import publish
+from turns import Clock, publish, unit_of
 
 from capgap_core import machine, vocabulary_losses
 
 NAME = "loss_heads"
 SIZES = ((32000, 512), (151936, 256))
 """Entries of the vocabulary, and rows."""
+GPU_SIZES = ((32000, 8192), (151936, 8192))
 PRECISIONS = ("highest", "medium")
 """What ``torch.set_float32_matmul_precision`` is given. Where the processor has no bf16 matrix units both are fp32."""
 GAPS = (1.0, 0.1, 0.03)
 KEPT = ("vocabulary", "precision", "variant", "extra_mib", "hidden_error", "weight_error")
-VARIANTS, MIXED = ("ours", "dense", "liger", "liger compiled"), "ours, weights fp32"
+VARIANTS, MIXED = ("ours", "dense", "liger", "liger compiled", "trl"), "ours, weights fp32"
 """In the last one only the hidden states are bf16, as with autocast."""
+NAMES = {"ours": "capgap", "dense": "whole logits", "liger": "Liger", "liger compiled": "Liger, compiled", "trl": "TRL"}
 CHUNK = 128
 """Rows that Liger takes at once: its default of 1024 would be all."""
 
@@ -62,6 +66,7 @@ class Case:
     gap: float | None = None
     """The teacher is the student with so much noise beside its head; ``None``: the two have nothing in common."""
     threads: int = 1
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,9 @@ def inputs(case: Case) -> Inputs:
         theirs = normal(case.vocabulary, case.teacher_hidden, case.teacher_hidden**-0.5)
     else:
         other, theirs = hidden, normal(case.vocabulary, case.hidden, case.gap * case.hidden**-0.5).add_(weight)
-    drawn = [x.to(dtype).detach() for x in (hidden, weight, other, theirs)]
-    return Inputs(drawn[0].requires_grad_(), *drawn[1:], keep=torch.arange(case.rows) % 4 != 0)
+    drawn = [x.to(case.device, dtype).detach() for x in (hidden, weight, other, theirs)]
+    keep = torch.arange(case.rows, device=case.device) % 4 != 0
+    return Inputs(drawn[0].requires_grad_(), *drawn[1:], keep=keep)
 
 
 def ours(x: Inputs) -> Tensor:
@@ -108,9 +114,19 @@ def dense(x: Inputs) -> Tensor:
 
 
 def loss_of(variant: str, folder: str | None) -> Callable[[Inputs], Tensor]:
-    if not variant.startswith("liger"):
+    if variant == "dense" or variant.startswith("ours"):
         return dense if variant == "dense" else ours
     sys.path[:0] = [folder] if folder else []
+    if variant == "trl":
+        divergence = importlib.import_module("trl.experimental.gkd").GKDTrainer.generalized_jsd_loss
+
+        def of(x: Inputs) -> Tensor:
+            with torch.no_grad():
+                teacher = x.teacher_hidden @ x.teacher_weight.T
+            labels = torch.where(x.keep, 0, -100)
+            return divergence((x.hidden @ x.weight.T)[None], teacher[None], labels[None], beta=0.0)
+
+        return of
     loss = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss(
         weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=variant == "liger compiled", chunk_size=CHUNK
     )
@@ -136,20 +152,26 @@ class Bench:
     def __init__(self, variant: str, case: Case, folder: str | None) -> None:
         torch.set_num_threads(case.threads)
         torch.set_float32_matmul_precision(case.precision)
-        self._loss, x = loss_of(variant, folder), inputs(case)
+        self._loss, x, self._device = loss_of(variant, folder), inputs(case), case.device
         weights = [y.detach().float() if variant == MIXED else y for y in (x.weight, x.teacher_weight)]
         self._inputs = replace(x, weight=weights[0].requires_grad_(), teacher_weight=weights[1])
 
     def step(self) -> dict[str, float]:
         """Return the time of one step, after which the gradients are there."""
         self._inputs.hidden.grad = self._inputs.weight.grad = None
-        cpu, wall = time.process_time(), time.perf_counter()
+        clock = Clock(self._device)
         self._loss(self._inputs).backward()
-        return {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
+        return clock.spent()
 
     def memory(self) -> dict[str, float]:
         """Return what a step needs at most beside its inputs, its gradients included."""
         self._inputs.hidden.grad = self._inputs.weight.grad = None
+        if self._device != "cpu":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            self.step()
+            return {"extra_mib": (torch.cuda.max_memory_allocated() - held) / 2**20}
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is the present again
         begun = resident("VmRSS")
@@ -216,16 +238,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def rows_of(repeats: int, threads: int, folder: str | None = None) -> list[dict[str, Any]]:
+def rows_of(repeats: int, threads: int, folder: str | None = None, device: str = "cpu") -> list[dict[str, Any]]:
     """Return a row for each step of each variant and size, and one for each measurement of errors alone."""
     facts = {"benchmark": NAME, "steps": 1, "masked": 0.25, "torch": torch.__version__}
-    facts.update(device="cpu", processor=machine.name(torch.device("cpu")))
-    found = []
-    for (v, r), precision in product(SIZES, PRECISIONS):
-        case = Case(vocabulary=v, rows=r, precision=precision, threads=threads)
-        found += measured(VARIANTS, case, folder, steps=repeats)
+    facts.update(processor=machine.name(torch.device(device)))
+    found, own = [], {"threads": threads, "device": device}
+    gpu = device != "cpu"
+    if gpu:
+        own.update(dtype="bfloat16", hidden=1024, teacher_hidden=4096)
+    for (v, r), precision in product(GPU_SIZES if gpu else SIZES, PRECISIONS[: 1 if gpu else 2]):
+        found += measured(VARIANTS, Case(vocabulary=v, rows=r, precision=precision, **own), folder, steps=repeats)
     for gap, dtype in product(GAPS, ("float32", "bfloat16")):
-        case = Case(vocabulary=SIZES[0][0], rows=SIZES[0][1], dtype=dtype, gap=gap, threads=threads)
+        (v, r), *_ = SIZES
+        case = Case(vocabulary=v, rows=r, dtype=dtype, gap=gap, threads=threads, device=device)
         names = [*VARIANTS[:3], *([MIXED] if dtype == "bfloat16" else [])]
         found += measured(names, case, folder, steps=0)
     return [{**row, **facts} for row in found]
@@ -233,13 +258,13 @@ def rows_of(repeats: int, threads: int, folder: str | None = None) -> list[dict[
 
 def summary(frame: Any) -> pd.DataFrame:
     """Return the times with their spread, and the memory, of each variant at each size and precision, beside ours."""
-    timed, shown = frame[(frame["benchmark"] == NAME) & frame["gap"].isna()], []
+    timed, shown, unit = frame[(frame["benchmark"] == NAME) & frame["gap"].isna()], [], unit_of(frame)
     for _, rows in timed.groupby(["vocabulary", "precision"], sort=False):
-        median, first = rows.groupby("variant")["cpu_seconds"].median(), rows.drop_duplicates("variant")
+        median, first = rows.groupby("variant")[unit].median(), rows.drop_duplicates("variant")
         least = first.set_index("variant")["extra_mib"]["ours"]
         for row in first.to_dict("records"):
             own = rows[rows["variant"] == row["variant"]]
-            told = {name: spread(own[f"{name}_seconds"]) for name in ("cpu", "wall")}
+            told = {"seconds": spread(own[unit]), "by_the_clock": spread(own["wall_seconds"])}
             ratios = {"times_ours": median[row["variant"]] / median["ours"], "ours_of_it": least / row["extra_mib"]}
             shown.append({**{name: row[name] for name in KEPT}, **told, **ratios})
     return pd.DataFrame(shown)
@@ -258,23 +283,26 @@ def tables(frame: Any) -> str:
 
 
 def line(frame: Any) -> str:
-    """Return what the rows show at the first precision, as an item for the README's list."""
+    """Return what the rows show at the first precision, as a table for the README."""
     shown: Any = summary(frame)
-    shown, parts = shown[shown["precision"] == PRECISIONS[0]], []
-    for v, rows in shown.groupby("vocabulary"):
-        ours, dense = (rows[rows["variant"] == name].iloc[0] for name in ("ours", "dense"))
-        parts.append(
-            f"over {v:,.0f} entries {ours['cpu']} and {ours['extra_mib']:.0f} MiB,\n  from the whole logits"
-            f" {dense['cpu']} and {dense['extra_mib']:.0f} MiB ({dense['times_ours']:.1f} times as long)"
-        )
-    own, between = frame[frame["benchmark"] == NAME], ";\n  "
-    worst = shown[shown["variant"] == "ours"][[*KEPT[-2:]]].max().max()
-    return (
-        f"* The loss over a vocabulary and its gradients take {between.join(parts)}.\n"
-        f"  The gradients are within {worst:.0e} of fp64. CPU time, medians (lowest to highest) of "
-        f"{own['repeat'].max() + 1:.0f} steps,\n  by turns; fp32, a quarter of the rows masked, "
-        f"threads: {own['threads'].iloc[0]:.0f}, {own['processor'].iloc[0]}; `tests/benchmarks/loss_heads.py`."
+    shown = shown[shown["precision"] == PRECISIONS[0]]
+    lines = ["| vocabulary | way | a step | times as long | memory beside the inputs | gradients off by |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in shown.to_dict("records"):
+        worst = max(row["hidden_error"], row["weight_error"])
+        cells = (f"{row['vocabulary']:,}", NAMES.get(row["variant"], row["variant"]), row["seconds"],
+                 f"{row['times_ours']:.2f}", f"{row['extra_mib']:,.0f} MiB", f"{worst:.0e}")  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    timed = frame[frame["gap"].isna()]
+    own, rows = timed.iloc[0], ", ".join(f"{n:,}" for n in sorted(set(timed["rows"])))
+    whose = "GPU" if unit_of(frame) == "device_seconds" else "CPU"
+    lines.append(
+        f"\n{whose} time of a loss and its gradients, medians (lowest to highest) of {frame['repeat'].max() + 1:.0f} "
+        f"steps by turns; {own['dtype']}, {rows} rows, "
+        f"a quarter of them masked, {own['threads']:.0f} thread of an {own['processor']}; off from fp64, beside "
+        "their norm."
     )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -282,10 +310,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--liger", metavar="DIR", help="where Liger is installed")
+    parser.add_argument("--peers", metavar="DIR", help="where Liger and TRL are installed")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--publish", action="store_true", help="write the rows and the README's line, too")
     given = parser.parse_args(argv)
-    rows = rows_of(given.repeats, given.threads, given.liger)
+    rows = rows_of(given.repeats, given.threads, given.peers, given.device)
     print(tables(pd.DataFrame(rows)))
     if given.publish:
         publish(NAME, rows, line)

@@ -6,7 +6,9 @@
 * The share of products: the seconds that a step's matrix products take alone, at the same shapes and in the same
   precision, counted for real tokens only, over the seconds of the step. 1 is nothing but products and nothing padded.
 * What the rest is spent on, by torch's profiler.
-* Seconds for a token and the peak of memory with 1,000 to 60,000 examples, and with one epoch and five.
+* Seconds for a token and the peak of memory with 1,000 to 60,000 examples, with one epoch and five, and with one
+  candidate and seven.
+* What each stage takes beside training: the whole method with trainings of a single step.
 """
 
 import argparse
@@ -14,17 +16,22 @@ import os
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import loops
 import pandas as pd
 import torch
-from turns import Gate, by_turns, publish, running, shared, told
+from turns import Gate, by_turns, publish, running, shared, told, unit_of
 
 from capgap_core import machine, models
+from capgap_core.chain import minidisc
+from capgap_core.recipes import DataRecipe, Execution, SandwichRecipe, StudentRecipe, TeacherRecipe
 
 NAME = "stages"
+ONE_STEP = 1e-6
+"""Epochs of which one step is made."""
 KINDS = {
     "products": ("aten::mm", "aten::addmm", "aten::bmm"),
     "random numbers": ("aten::random_", "aten::ge", "aten::bernoulli_"),
@@ -35,6 +42,8 @@ KINDS = {
 }
 """What torch's operations are for; all others, and Python itself, are the rest."""
 STAGES = {"teacher": loops.teacher, "sandwich": loops.sandwich, "student": loops.capgap}
+OTHER = "teacher, float32"
+"""The teacher stage in the other precision, to show that auto takes the one that is faster."""
 
 
 def products(gate: Gate, given: dict[str, Any]) -> None:
@@ -54,7 +63,7 @@ def products(gate: Gate, given: dict[str, Any]) -> None:
             for width, depth in ((3 * heads, made.shape.hidden), (made.shape.hidden, heads),
                                  (neurons, made.shape.hidden), (made.shape.hidden, neurons)):  # fmt: skip
                 shapes = ((room, depth), (width, depth), (room, width))
-                pairs.append(tuple(torch.randn(*shape, generator=draw).to(dtype) for shape in shapes))
+                pairs.append(tuple(torch.randn(*shape, generator=draw).to(made.device, dtype) for shape in shapes))
     with machine.ready(made.execution):
         gate.ready()
         while True:
@@ -65,17 +74,20 @@ def products(gate: Gate, given: dict[str, Any]) -> None:
             gate.step(examples=1, tokens=room, places=room)
 
 
+class Enough(Exception):
+    """Ends a training that has been seen enough of."""
+
+
 def profiled(gate: Gate, given: dict[str, Any]) -> None:
     """Send the share of a stage's steps that each kind of operation takes."""
     stage, case = given["stage"], given["case"]
 
-    class Profiling(Exception):
-        pass
-
     class Watched:
+        keeper = None
+
         def __init__(self) -> None:
-            self.count = 0
-            self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self.count, self.wall = 0, 0.0
+            self.profile = torch.profiler.profile()  # the CPU, and a GPU where there is one
 
         def ready(self, **_: Any) -> None:
             return
@@ -83,19 +95,30 @@ def profiled(gate: Gate, given: dict[str, Any]) -> None:
         def step(self, **_: Any) -> None:
             self.count += 1
             if self.count == 20:
+                _wait()
                 self.profile.start()
+                self.wall = time.perf_counter()
             if self.count == 32:
+                _wait()
+                self.wall = time.perf_counter() - self.wall
                 self.profile.stop()
-                raise Profiling
+                raise Enough
 
     watched = Watched()
     try:
         STAGES[stage](watched, case)  # pyright: ignore[reportArgumentType]
-    except Profiling:
-        spent = {event.key: event.self_cpu_time_total for event in watched.profile.key_averages()}
-    total = sum(spent.values())
+    except Enough:
+        gpu = torch.cuda.is_available()
+        events = watched.profile.key_averages()
+        spent = {e.key: float(e.self_device_time_total if gpu else e.self_cpu_time_total) for e in events}
+    total = 1e6 * watched.wall if gpu else sum(spent.values())  # a GPU that waits to be told what to do is in the rest
     shares = {kind: sum(spent.get(name, 0.0) for name in names) / total for kind, names in KINDS.items()}
     gate.ready(**shares, rest=1.0 - sum(shares.values()))
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def shares(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
@@ -103,8 +126,12 @@ def shares(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for stage, training in STAGES.items():
         given = {"stage": stage, "case": case}
-        with running([(stage, training, case), (f"products of {stage}", products, given)]) as pair:
-            rows += [{"what": "share", **row} for row in by_turns(pair, steps=20, repeats=repeats, warm=20)]
+        ways = [(stage, training, case), (f"products of {stage}", products, given)]
+        ways += [(OTHER, training, {**case, "dtype": "float32"})] if stage == "teacher" else []
+        with running(ways) as group:
+            found = by_turns(group, steps=20, repeats=repeats, warm=20)
+            facts = {runner.name: runner.facts for runner in group}
+            rows += [{"what": "share", **facts[row["variant"]], **row} for row in found]
         with running([(stage, profiled, given)]) as (one,):
             rows += [
                 {"what": "profile", "variant": stage, "repeat": 0, "kind": kind, "share": share}
@@ -114,11 +141,11 @@ def shares(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
 
 
 def measured(gate: Gate, given: dict[str, Any]) -> None:
-    """Train a student for some epochs' steps, and send how large the process became."""
+    """Train for some steps, and send how large the process became."""
     steps, case = given["steps"], given["case"]
 
     class Counted:
-        count = 0
+        count, keeper = 0, None
 
         def ready(self, **_: Any) -> None:
             return
@@ -126,51 +153,89 @@ def measured(gate: Gate, given: dict[str, Any]) -> None:
         def step(self, **_: Any) -> None:
             self.count += 1
             if self.count == steps:
-                raise StopIteration
+                raise Enough
 
     try:
-        loops.capgap(Counted(), case)  # pyright: ignore[reportArgumentType]
-    except (StopIteration, RuntimeError):
+        STAGES[given["stage"]](Counted(), case)  # pyright: ignore[reportArgumentType]
+    except Enough:
         gate.ready(mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def growth(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
-    """Return the blocks of a student with ever more examples, and the peak of memory with one epoch and five."""
+    """Return the blocks of a student with ever more examples, and peaks of memory by epochs and candidates."""
     ways = []
     for rows in (1000, 10_000, 60_000):
-        ways.append((f"{rows} examples", loops.capgap, {**case, "rows": rows, "teacher_epochs": 0.02}))
+        ways.append((f"{rows:,} examples", loops.capgap, {**case, "rows": rows, "teacher_epochs": 0.02}))
     with running(ways) as group:
         found = [{"what": "growth", **row} for row in by_turns(group, steps=60, repeats=repeats, warm=60)]
-    for epochs in (1, 5):
-        given = {"steps": 300 * epochs, "case": case}
-        with running([(f"{epochs} epochs", measured, given)]) as (one,):
-            found.append({"what": "memory", "variant": f"{epochs} epochs", "repeat": 0, **one.facts})
+    few = {**case, "scales": (0.5, 0.05), "teacher_epochs": 0.02}
+    for variant, stage, own, steps in (
+        ("student, 1 epoch", "student", case, 300), ("student, 5 epochs", "student", case, 1500),
+        ("sandwich of 2", "sandwich", few, 60), ("sandwich of 7", "sandwich", {**case, "teacher_epochs": 0.02}, 60),
+    ):  # fmt: skip
+        with running([(variant, measured, {"stage": stage, "steps": steps, "case": own})]) as (one,):
+            found.append({"what": "memory", "variant": variant, "repeat": 0, **one.facts})
     return found
+
+
+def bare(gate: Gate, given: dict[str, Any]) -> None:
+    """Run the whole method with trainings of one step, and send the seconds of every stage."""
+    case = loops.Case(**given)
+    with tempfile.TemporaryDirectory() as root:
+        made = minidisc(
+            dataset=case.dataset, teacher=case.teacher, data=DataRecipe(train_rows=case.rows),
+            teacher_recipe=TeacherRecipe(epochs=ONE_STEP), sandwich=SandwichRecipe(epochs=ONE_STEP, outputs="live"),
+            student=StudentRecipe(epochs=ONE_STEP, outputs="live", controls=False),
+            run=Execution(root=root, threads=case.threads),
+        )  # fmt: skip
+        gate.ready(seconds={f"{one.stage} {role}".strip(): one.seconds for role, one in made.stages})
+
+
+def overheads(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+    """Return the seconds of each stage where nothing but a single step is trained."""
+    rows: list[dict[str, Any]] = []
+    for repeat in range(repeats):
+        with running([("bare", bare, case)]) as (one,):
+            rows += [
+                {"what": "overhead", "variant": stage, "repeat": repeat, "wall_seconds": seconds}
+                for stage, seconds in one.facts["seconds"].items()
+            ]
+    return rows
 
 
 def line(frame: pd.DataFrame) -> str:
     """Return what the rows show, as items for the README's list."""
-    lines = []
-    share = frame[frame["what"] == "share"]
+    unit, share = unit_of(frame), frame[frame["what"] == "share"]
+    each = {str(variant): rows[unit] / rows["steps"] for variant, rows in share.set_index("repeat").groupby("variant")}
+    lines = ["| stage | products of real tokens in a step | seconds for an epoch | what a step is spent on |"]
+    lines += ["|---|---|---|---|"]
     for stage in STAGES:
-        own = {v: share[share["variant"] == v].set_index("repeat") for v in (stage, f"products of {stage}")}
-        each = {v: rows["cpu_seconds"] / rows["steps"] for v, rows in own.items()}
-        real = (own[stage]["tokens"] / own[stage]["places"]).mean()
-        part = real * each[f"products of {stage}"] / each[stage]
+        own = share[share["variant"] == stage].set_index("repeat")
+        part = (own["tokens"] / own["places"]).mean() * each[f"products of {stage}"] / each[stage]
         kinds = frame[(frame["what"] == "profile") & (frame["variant"] == stage)].set_index("kind")["share"]
         spent = ", ".join(f"{kind} {100 * value:.0f}%" for kind, value in kinds.sort_values(ascending=False).items())
-        lines.append(f"* {stage}: {told(pd.Series(part))} of a step are products of real tokens. Profile: {spent}.")
+        epoch = told(each[stage] * own["per_epoch"], 1)
+        lines.append(f"| {stage}, {own['dtype'].iloc[0]} | {told(pd.Series(part))} | {epoch} | {spent} |")
+    lines += ["", f"* The teacher's step takes {told(each[OTHER] / each['teacher'])} times as long in float32."]
     growth = frame[frame["what"] == "growth"]
     if len(growth):
-        each = growth.assign(each=1e6 * growth["cpu_seconds"] / growth["tokens"]).groupby("variant", sort=False)["each"]
-        times = ", ".join(f"{name} {told(values, 1)}" for name, values in each)
+        cost = growth.assign(each=1e6 * growth[unit] / growth["tokens"]).groupby("variant", sort=False)["each"]
+        times = ", ".join(f"{name} {told(values, 1)}" for name, values in cost)
         memory = frame[frame["what"] == "memory"].set_index("variant")["mib"]
         peaks = ", ".join(f"{name} {value:,.0f} MiB" for name, value in memory.items())
-        lines.append(f"* A student's microseconds for a token: {times}. Peak of memory: {peaks}.")
+        lines += [f"* A student's microseconds for a token: {times}.", f"* Peak of memory: {peaks}."]
+    bare = frame[frame["what"] == "overhead"]
+    if len(bare):
+        spent = ", ".join(
+            f"{name} {rows.median():.1f}" for name, rows in bare.groupby("variant", sort=False)["wall_seconds"]
+        )
+        lines.append(f"* Seconds of each stage where a training is one step (by the clock): {spent}.")
     first = frame.iloc[0]
+    whose = "GPU" if unit == "device_seconds" else "CPU"
     lines.append(
-        f"* CPU time, medians (lowest to highest) of {int(share['repeat'].max()) + 1} repeats by turns; scale 0.1, "
-        f"{int(first['threads'])} thread of an {first['processor']}, torch {first['torch']}."
+        f"* {whose} time, medians (lowest to highest) of {int(share['repeat'].max()) + 1} repeats by turns; scale 0.1, "
+        f"{int(first['rows']):,} examples, {int(first['threads'])} thread of an {first['processor']}, torch "
+        f"{first['torch']}."
     )
     return "\n".join(lines)
 
@@ -196,12 +261,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "threads": given.threads,
         }  # fmt: skip
         rows = shares(case, given.repeats)
-        rows += [] if given.no_growth else growth(case, given.repeats)
+        rows += [] if given.no_growth else [*growth(case, given.repeats), *overheads(case, 3)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = {
         "device": str(device),
         "processor": machine.name(device),
         "threads": given.threads,
+        "rows": given.rows,
         "torch": torch.__version__,
     }
     frame = pd.DataFrame([{**row, **facts} for row in rows])

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
@@ -35,6 +36,34 @@ def shared(*parts: str) -> str:
     return str(Path(root).absolute().joinpath(*parts))
 
 
+class Clock:
+    """Seconds of this process's CPU time and of the wall, and on a GPU between two CUDA events, since it was made."""
+
+    def __init__(self, device: str = "auto") -> None:
+        self._gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+        if self._gpu:
+            torch.cuda.synchronize()
+            self._begun = torch.cuda.Event(enable_timing=True)
+            self._begun.record()
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds; a GPU is waited for."""
+        device = {}
+        if self._gpu:
+            ended = torch.cuda.Event(enable_timing=True)
+            ended.record()
+            torch.cuda.synchronize()
+            device = {"device_seconds": self._begun.elapsed_time(ended) / 1000}
+        cpu, wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
+        return {"cpu_seconds": cpu, "wall_seconds": wall, **device}
+
+
+def unit_of(frame: pd.DataFrame) -> str:
+    """Return the column of seconds that is compared: a GPU's own where it was one, else the process's CPU time."""
+    return "device_seconds" if "device_seconds" in frame and frame["device_seconds"].notna().any() else "cpu_seconds"
+
+
 class Over(BaseException):
     """Ends a training that nobody asks for more steps."""
 
@@ -42,13 +71,15 @@ class Over(BaseException):
 class Gate:
     """What a training tells of every step: it waits here where the block that was asked for is done."""
 
+    keeper: Any = None
+    """Takes the state of capgap's training, where it is looked at on the way."""
+
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._left = pipe, 0
         self._seen = {"steps": 0, "examples": 0, "tokens": 0, "places": 0}
-        self._cpu = self._wall = 0.0
 
-    def ready(self, **facts: Any) -> None:
-        """Say that training can begin, and wait for the first block."""
+    def ready(self, model: Any = None, **facts: Any) -> None:
+        """Say that training of a model can begin, and wait for the first block."""
         self._pipe.send(facts)
         self._next()
 
@@ -58,8 +89,7 @@ class Gate:
             self._seen[name] += count
         self._left -= 1
         if self._left == 0:
-            spent = {"cpu_seconds": time.process_time() - self._cpu, "wall_seconds": time.monotonic() - self._wall}
-            self._pipe.send({**self._seen, **spent})
+            self._pipe.send({**self._seen, **self._clock.spent()})
             self._next()
 
     def _next(self) -> None:
@@ -68,7 +98,7 @@ class Gate:
             raise Over
         self._left = asked
         self._seen = dict.fromkeys(self._seen, 0)
-        self._cpu, self._wall = time.process_time(), time.monotonic()
+        self._clock = Clock()
 
 
 Training = Callable[[Gate, dict[str, Any]], None]
@@ -140,9 +170,9 @@ def by_turns(runners: Sequence[Runner], *, steps: int, repeats: int, warm: int) 
     return rows
 
 
-def ratio(frame: pd.DataFrame, of: str, to: str, *, per: str = "examples", unit: str = "cpu_seconds") -> pd.Series:
+def ratio(frame: pd.DataFrame, of: str, to: str, *, per: str = "examples", unit: str | None = None) -> pd.Series:
     """Return, for each repeat, how many times as long one variant takes for the same work as another."""
-    cost = {}
+    cost, unit = {}, unit or unit_of(frame)
     for variant in (of, to):
         own = frame[frame["variant"] == variant].set_index("repeat")
         cost[variant] = own[unit] / own[per]
