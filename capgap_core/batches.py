@@ -29,7 +29,7 @@ class Batch:
     input_ids: Tensor
     """``(n, t)``."""
     attention_mask: Tensor
-    """``(n, t)``, 1 for a real token."""
+    """``(n, t)``, 1 for a real token, 0 for none; between them, as a number, for one that counts in part."""
     token_type_ids: Tensor
     """``(n, t)``."""
     labels: Tensor

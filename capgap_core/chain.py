@@ -15,6 +15,7 @@ from capgap_core.recipes import (
     EvaluateRecipe,
     Execution,
     ImportanceRecipe,
+    MixupRecipe,
     Protocol as Way,
     SandwichRecipe,
     StudentRecipe,
@@ -50,6 +51,7 @@ def minidisc(
     sandwich: SandwichRecipe | None = None,
     tradeoff: TradeoffRecipe | None = None,
     student: StudentRecipe | None = None,
+    mixup: MixupRecipe | None = None,
     evaluate: EvaluateRecipe | None = None,
     run: Execution | None = None,
     call: Caller | None = None,
@@ -74,7 +76,7 @@ def minidisc(
     given = {
         "dataset": dataset, "teacher": teacher, "task": task, "seed": seed, "protocol": protocol, "data": data,
         "teacher_recipe": teacher_recipe, "importance": importance, "sandwich": sandwich, "tradeoff": tradeoff,
-        "student": student, "evaluate": evaluate, "run": run,
+        "student": student, "mixup": mixup, "evaluate": evaluate, "run": run,
     }  # fmt: skip
     checked = preflight.check({name: value for name, value in given.items() if value is not None})
     return follow(checked, call or in_this_process(progress or Silent()))

@@ -18,6 +18,10 @@ class Costs:
     """Training examples."""
     sampled: int | None
     """How many sub-networks a step of the sandwich draws between the largest and the target; null: all train."""
+    mixtures: int = 0
+    """Mixtures of each example that a student learns from, beside the example."""
+    mixtures_asked: bool = True
+    """Whether the teacher is asked about them."""
 
     @property
     def target(self) -> float:
@@ -34,7 +38,12 @@ class Costs:
 
     def distilled(self, training: Training, teacher: float) -> float:
         """Return the FLOPs of distilling the target from a model of so many forward FLOPs."""
-        return step_flops(self.target, teacher) * examples_seen(training, self.rows)
+        return self.distilled_of_a_step(teacher) * examples_seen(training, self.rows)
+
+    def distilled_of_a_step(self, teacher: float) -> float:
+        """Return the FLOPs of distilling the target for one example, its mixtures among them."""
+        of_a_mixture = step_flops(self.target, teacher if self.mixtures_asked else 0.0)
+        return step_flops(self.target, teacher) + self.mixtures * of_a_mixture
 
     def steps_of_equal_flops(self, sandwich: Training, student: Training) -> int:
         """Return the steps for which the teacher itself distils the student at the cost of the way round.
@@ -44,7 +53,7 @@ class Costs:
         """
         candidates = list(self.scales.values())[:-1]
         total = self.sandwich(sandwich) + self.distilled(student, sum(candidates) / len(candidates))
-        direct = step_flops(self.target, self.teacher)
+        direct = self.distilled_of_a_step(self.teacher)
         return steps_for(total, per_example=direct, examples=examples_of_a_step(student, self.rows))
 
     def spent(self, training: Mapping[str, Training], chosen: float) -> dict[str, float]:

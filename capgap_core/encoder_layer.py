@@ -73,21 +73,22 @@ class Dropout(torch.autograd.Function):
 class Attention(torch.autograd.Function):
     """Self-attention, added to its input and normalised: ``(r, h)`` → ``(r, h)``.
 
-    ``apply(how, keep, x, wq, bq, wk, bk, wv, bv, wo, bo, gain, shift)``; ``keep``, ``(n, t)``, is true for the tokens
-    that others see. A layer that has lost all its heads adds what its bias is.
+    ``apply(how, mask, x, wq, bq, wk, bk, wv, bv, wo, bo, gain, shift)``; ``mask``, ``(n, t)``, is added to the scores
+    of each token: 0 where others see it, -inf where they do not. A layer that has lost all its heads adds what its bias
+    is.
     """
 
     @staticmethod
-    def forward(ctx: Any, how: How, keep: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, how: How, mask: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
         """Compute, and keep what the gradients need."""
         wq, bq, wk, bk, wv, bv, wo, bo, gain, shift = weights
-        (n, t), size, width = keep.shape, how.head_size, wq.shape[0]
+        (n, t), size, width = mask.shape, how.head_size, wq.shape[0]
         heads = width // size
         cast, w_in, w_out = x.to(how.dtype), torch.cat((wq, wk, wv)).to(how.dtype), wo.to(how.dtype)
         qkv = torch.addmm(torch.cat((bq, bk, bv)).to(how.dtype), cast, w_in.T)[: n * t]
         qkv = qkv.view(n, t, 3, heads, size).permute(2, 0, 3, 1, 4).reshape(3, n * heads, t, size)
         scores = torch.bmm(qkv[0], qkv[1].transpose(1, 2)).to(x.dtype).mul_(size**-0.5)
-        scores.view(n, heads, t, t).masked_fill_(~keep[:, None, None], -torch.inf)
+        scores.view(n, heads, t, t).add_(mask[:, None, None])
         p = torch.softmax(scores, dim=-1)
         p_noise = noise(p.shape, how.inner) if how.inner else None
         p_seen = (p if p_noise is None else p * p_noise).to(how.dtype)

@@ -37,6 +37,8 @@ BY = "by-"
 """Begins the name of an empty file for each stage whose model they are outputs of."""
 PIECE = 2**26
 """About how many bytes of hidden states are one piece."""
+ROW = 4096
+"""For how many bytes a token counts where no hidden states are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ class KeptOutputs:
             os.close(descriptor)
 
     def _pieces(self) -> list[np.ndarray]:
-        ends = self._examples.starts[1:] * self._row
+        ends = self._examples.starts[1:] * (self._row or ROW)
         cuts = np.flatnonzero(np.diff(ends // PIECE)) + 1
         return np.split(np.arange(len(self._examples)), cuts)
 

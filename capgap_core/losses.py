@@ -18,6 +18,11 @@ def divergence(student: Tensor, teacher: Tensor, *, temperature: float) -> Tenso
     return temperature**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
+def logits_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the sum over examples of the mean squared error of logits ``(n, c)``."""
+    return (student.float() - teacher.float()).square().mean(dim=-1).sum()
+
+
 def squared_error(student: Tensor, target: Tensor) -> Tensor:
     """Return the sum over examples of the squared error of scalar predictions ``(n, 1)`` (regression)."""
     return (student.float() - target.float()).square().sum()

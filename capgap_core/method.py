@@ -12,9 +12,11 @@ from pydantic import BaseModel
 from capgap_core import budget, flops, losses, machine, models
 from capgap_core.batches import lengths_of
 from capgap_core.costs import Costs
+from capgap_core.distillation import Objective
 from capgap_core.errors import OutOfMemory
 from capgap_core.kept_outputs import Kind
 from capgap_core.machine import device_of, precision
+from capgap_core.mixup import Mixup
 from capgap_core.preflight import Checked
 from capgap_core.recipes import DistilRecipe, Execution, Minidisc, TrainRecipe
 from capgap_core.records import WORDS, Input, ModelInput, Reference
@@ -158,7 +160,12 @@ class Method:
         )
         sampled = asked.random if asked.mode == "sampled" else None
         return Costs(
-            teacher=teacher, scales=dict(zip(self.scales, scales, strict=True)), rows=self._rows, sampled=sampled
+            teacher=teacher,
+            scales=dict(zip(self.scales, scales, strict=True)),
+            rows=self._rows,
+            sampled=sampled,
+            mixtures=self.p.mixup.samples,
+            mixtures_asked=self.p.mixup.teacher > 0,
         )
 
     def sandwich(self, data: Reference, teacher: Reference, importance: Reference) -> Reference:
@@ -169,7 +176,7 @@ class Method:
         recipe = sandwich_stage.Recipe(
             family=self._family, scales=self.scales, mode=asked.mode,
             random=asked.random if asked.mode == "sampled" else 0,
-            temperature=asked.temperature, training=self._training["sandwich"],
+            objective=Objective(temperature=asked.temperature), training=self._training["sandwich"],
             keep=self._keep(asked, self._training["sandwich"], again=True),
         )  # fmt: skip
         return self._stage(
@@ -192,6 +199,11 @@ class Method:
         )  # fmt: skip
         return self._stage("tradeoff", "assistant", recipe, candidates=candidates)
 
+    def _mixup(self) -> Mixup | None:
+        asked = self.p.mixup
+        learned = asked.samples and (asked.labels or asked.teacher)
+        return Mixup(**asked.model_dump(), seed=self.p.seed) if learned else None
+
     def _distil(
         self, role: str, data: Reference, teacher: ModelInput, start: ModelInput, steps: int | None = None
     ) -> Reference:
@@ -200,8 +212,8 @@ class Method:
         training = self._train(asked, "student", self._shape.hidden)
         self._training[role] = training if steps is None else training.model_copy(update={"steps": steps})
         recipe = distil_stage.Recipe(
-            family=self._family, temperature=asked.temperature, training=self._training[role],
-            keep=self._keep(asked, training, again=role != "student"),
+            family=self._family, objective=Objective(temperature=asked.temperature), training=self._training[role],
+            keep=self._keep(asked, training, again=role != "student"), mixup=self._mixup(),
         )  # fmt: skip
         return self._stage("distil", role, recipe, data=data, teacher=teacher, start=start)
 
@@ -264,7 +276,8 @@ class Method:
 def _halved(recipe: BaseModel) -> BaseModel | None:
     """Return the recipe with half the micro-batch, which is another identity; nothing where that cannot be halved."""
     training = getattr(recipe, "training", None)
-    if not isinstance(training, Training) or training.micro_batch == 1:
+    least = 2 if getattr(recipe, "mixup", None) else 1  # a mixture takes two
+    if not isinstance(training, Training) or training.micro_batch <= least:
         return None
     half = training.model_copy(update={"micro_batch": -(-training.micro_batch // 2)})
     return recipe.model_copy(update={"training": half})

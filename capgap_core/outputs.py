@@ -85,6 +85,10 @@ class Stock:
         if words is not None:
             inputs = {**inputs, "inputs_embeds": words}
             del inputs["input_ids"]
+        if batch.attention_mask.is_floating_point():  # transformers takes 1 and 0, or what is to be added to scores
+            n, t = batch.attention_mask.shape
+            bias = batch.attention_mask.log().to(machine.KINDS[self._dtype])
+            inputs["attention_mask"] = bias[:, None, None, :].expand(n, 1, t, t)
         with machine.autocast(self._device, self._dtype):
             said = functional_call(self._model, dict(weights or {}), args=(), kwargs=inputs)
         return Output(hidden=tuple(batch.rows(state) for state in said.hidden_states), logits=said.logits)

@@ -235,6 +235,11 @@ def _across(p: Minidisc, wrong: set[str]) -> list[Fault]:
                     "Add a scale between student.scale and 1, or lower student.scale.",
                 )
             )
+    if p.mixup.samples and not wrong & {"mixup", "mixup.samples"}:
+        for name in ("batch_size", "micro_batch"):
+            if getattr(p.student, name) == 1 and not wrong & {"student", f"student.{name}"}:
+                rule = f"mixup.samples = {p.mixup.samples} mixes examples of one batch, and one alone has no partner"
+                faults.append(fault(f"student.{name}", 1, rule, "Give 2 or more, or mixup.samples=0."))
     if not wrong & {"teacher_recipe", "teacher_recipe.hidden", "teacher_recipe.heads"}:
         sizes = p.teacher_recipe
         if sizes.hidden % sizes.heads:

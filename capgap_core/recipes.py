@@ -184,6 +184,34 @@ class StudentRecipe(DistilRecipe):
     )
 
 
+class MixupRecipe(Recipe):
+    """What a student learns from mixtures of examples, beside the examples (MixKD)."""
+
+    samples: int = Field(default=0, ge=0, le=16, description="Mixtures of each example in a step; 0: none.")
+    labels: float = Field(
+        default=1.0, ge=0, le=100, title="α_SM", description="Weight of the loss with the mixed labels (α_SM)."
+    )
+    teacher: float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        title="α_TMKD",
+        description="Weight of the distance to what the teacher says of the mixture (α_TMKD).",
+    )
+    alpha: float = Field(
+        default=0.4, gt=0, le=100, title="α", description="The share of the first example is drawn from Beta(α, α)."
+    )
+    mix: float | None = Field(
+        default=None, ge=0, le=1, description="The share of the first example; null: drawn for each mixture."
+    )
+    per: Literal["pair", "batch"] = Field(
+        default="pair", description="pair: each pair has a share of its own; batch: all of a step have one."
+    )
+    mask: Literal["soft", "union"] = Field(
+        default="soft", description="soft: a place counts by the share of the texts that reach it; union: wholly."
+    )
+
+
 class EvaluateRecipe(Recipe):
     """What is measured at the end, on data nobody tuned on."""
 
@@ -248,5 +276,6 @@ class Minidisc(Recipe):
     sandwich: SandwichRecipe = SandwichRecipe()
     tradeoff: TradeoffRecipe = TradeoffRecipe()
     student: StudentRecipe = StudentRecipe()
+    mixup: MixupRecipe = MixupRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     run: Execution = Execution()

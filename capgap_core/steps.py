@@ -5,6 +5,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from capgap_core import losses, tables
 from capgap_core.batches import Batch
 from capgap_core.outputs import Computed
@@ -18,14 +20,18 @@ def task_loss(model: Computed, data: Reference) -> LossOf:
     regression = data.summary["task"] == "regression"
 
     def loss_of(batch: Batch, _step: int) -> Iterator[list[Term]]:
-        logits = model(batch).logits
-        if regression:
-            total, name = losses.squared_error(logits, batch.labels[:, None]), "squared_error"
-        else:
-            total, name = losses.cross_entropy(logits, batch.labels), "cross_entropy"
-        yield [Term(name=name, total=total, per="examples")]
+        yield [labels_term(model(batch).logits, batch.labels, regression=regression)]
 
     return loss_of
+
+
+def labels_term(logits: Tensor, labels: Tensor, *, regression: bool, weight: float = 1.0) -> Term:
+    """Return what logits ``(n, c)`` lose to labels ``(n,)``: cross-entropy, or squared error for regression."""
+    if regression:
+        total, name = losses.squared_error(logits, labels[:, None]), "squared_error"
+    else:
+        total, name = losses.cross_entropy(logits, labels), "cross_entropy"
+    return Term(name=name, total=total, per="examples", weight=weight)
 
 
 def padded(training: Training, steps: int, tokens: int) -> dict[str, float]:

@@ -36,7 +36,9 @@ def live(teacher: Computed, *, layers: Sequence[int]) -> Ask:
     def ask(batch: Batch) -> Target:
         with torch.no_grad():
             output = teacher(batch)
-        return Target(hidden=torch.stack([output.hidden[i] for i in layers], dim=1), logits=output.logits)
+        none = output.hidden[0][:, None][:, :0]
+        hidden = torch.stack([output.hidden[i] for i in layers], dim=1) if layers else none
+        return Target(hidden=hidden, logits=output.logits)
 
     return ask
 

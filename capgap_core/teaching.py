@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from capgap_core import fingerprint, losses, machine, models, targets
 from capgap_core.batches import Examples
 from capgap_core.contents import content_digest
 from capgap_core.kept_outputs import KeptOutputs, Kind, What
-from capgap_core.outputs import computed
+from capgap_core.outputs import Computed, computed
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, ModelInput
@@ -17,8 +18,8 @@ from capgap_core.training import Training
 
 
 def asked(
-    family: str, item: Input, examples: Examples, training: Training, *, keep: Kind | None, device: torch.device,
-    execution: Execution, progress: Progress,
+    family: str, item: Input, examples: Examples, training: Training, *, keep: Kind | None, execution: Execution,
+    progress: Progress, hidden: bool = True,
 ) -> Ask:  # fmt: skip
     """Return what gives a teacher's hidden states and logits for a batch of these examples.
 
@@ -29,13 +30,14 @@ def asked(
     keep
         The type in which its hidden states are kept on disk, for this stage and any other; null: it is asked at every
         step. Where they are to be kept and are not there yet, this is where it is asked for all of them.
+    hidden
+        Whether hidden states are wanted, too, and not the logits alone.
     """
-    adapter = models.family(family)
-    teacher = models.moved(models.load(adapter, item), device).requires_grad_(False)
+    adapter, device = models.family(family), machine.device_of(execution)
+    teacher, way = frozen(family, item, training, device)
     shape = adapter.shape_of(teacher.config)
-    matched = losses.matched_layers(shape.layers)
-    machine.keep_in(teacher, training.dtype)
-    ask = targets.live(computed(adapter, teacher, training.dtype, device), layers=matched)
+    matched = losses.matched_layers(shape.layers) if hidden else ()
+    ask = targets.live(way, layers=matched)
     if keep is None:
         return ask
     assert execution.root is not None
@@ -50,6 +52,14 @@ def asked(
         progress=progress,
     )  # fmt: skip
     return targets.kept(ask, examples, outputs, device=device, progress=progress)
+
+
+def frozen(family: str, item: Input, training: Training, device: torch.device) -> tuple[PreTrainedModel, Computed]:
+    """Return a teacher that nothing moves, its weights in the precision of the training, and the way to compute it."""
+    adapter = models.family(family)
+    teacher = models.moved(models.load(adapter, item), device).requires_grad_(False)
+    machine.keep_in(teacher, training.dtype)
+    return teacher, computed(adapter, teacher, training.dtype, device)
 
 
 def _name_of(item: Input) -> str:

@@ -14,6 +14,7 @@ from capgap_core.recipes import (
     Execution,
     ImportanceRecipe,
     Minidisc,
+    MixupRecipe,
     Protocol,
     SandwichRecipe,
     StudentRecipe,
@@ -53,6 +54,7 @@ def minidisc(
     sandwich: SandwichRecipe = SandwichRecipe(),
     tradeoff: TradeoffRecipe = TradeoffRecipe(),
     student: StudentRecipe = StudentRecipe(),
+    mixup: MixupRecipe = MixupRecipe(),
     evaluate: EvaluateRecipe = EvaluateRecipe(),
     run: Execution = Execution(),
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from capgap_core import slimming, targets
 from capgap_core.batches import Examples
 from capgap_core.checkpoints import Checkpoints
-from capgap_core.distillation import Distillation
+from capgap_core.distillation import Distillation, Objective
 from capgap_core.families import bert
 from capgap_core.progress import Silent
 from capgap_core.training import LossOf, Step, train
@@ -52,7 +52,7 @@ def together(model: PreTrainedModel) -> LossOf:
 
 def distillation() -> Distillation:
     ask = targets.live(builders.way(builders.bert(seed=9)), layers=(0, 1, 2))
-    return Distillation(ask, layers=2, regression=False, temperature=1.0)
+    return Distillation(ask, layers=2, regression=False, objective=Objective())
 
 
 def trained(

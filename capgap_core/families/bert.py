@@ -22,6 +22,8 @@ PROJECTIONS = (
 rows = bert_rows
 """How the model is computed fast on a CPU."""
 EMBEDDINGS = ("bert.embeddings.",)
+TYPES = "bert.embeddings.token_type_embeddings.weight"
+"""The embeddings of token types, which are added to those of words."""
 ONCE_PER_EXAMPLE = ("bert.pooler.dense", "classifier")
 """Linear layers that see one vector of an example, not every token."""
 HEAD = "classifier.weight"

@@ -42,7 +42,7 @@ def forward(
     config, active = model.config, model.training
     (n, t), eps = batch.input_ids.shape, config.layer_norm_eps
     dropped = config.hidden_dropout_prob if active else 0.0
-    keep = batch.attention_mask.bool()
+    mask = batch.attention_mask.log()
     x = _embedded(weights, batch, words if words is not None else look_up(model, weights, batch), eps)
     x = Dropout.apply(x, dropped) if dropped else x
     hidden = [x]
@@ -51,7 +51,7 @@ def forward(
     how = How(dtype=dtype, eps=eps, dropped=dropped, inner=inner, head_size=size)
     for layer in range(config.num_hidden_layers):
         names = f"bert.encoder.layer.{layer}."
-        x = Attention.apply(how, keep, x, *(weights[names + name] for name in ATTENTION))
+        x = Attention.apply(how, mask, x, *(weights[names + name] for name in ATTENTION))
         x = FeedForward.apply(how, x, *(weights[names + name] for name in FEED_FORWARD))
         hidden.append(x)
     pooled = torch.tanh(_linear(x[: n * t : t], weights, "bert.pooler.dense", dtype).to(x.dtype))

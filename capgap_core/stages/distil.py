@@ -6,9 +6,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import checkpoints, models, plan, scoring, steps, tables, teaching
-from capgap_core.distillation import Distillation
+from capgap_core.distillation import Distillation, Objective
 from capgap_core.kept_outputs import Kind
 from capgap_core.machine import ready
+from capgap_core.mixup import Mixtures, Mixup, Pupil
 from capgap_core.outputs import computed
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
@@ -22,9 +23,11 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: str
-    temperature: float
+    objective: Objective
     keep: Kind | None
     """The type in which the teacher's hidden states are kept, to be asked for once; null: at every step."""
+    mixup: Mixup | None = None
+    """Mixtures of examples that are learned from, too."""
     training: Training
 
 
@@ -41,15 +44,20 @@ def run(
         student = models.moved(models.load(adapter, start), device)
         shape = adapter.shape_of(student.config)
         examples = scoring.examples(data, "train")
-        ask = teaching.asked(
-            recipe.family, inputs["teacher"], examples, training, keep=recipe.keep, device=device, execution=execution,
-            progress=progress,
-        )  # fmt: skip
-        loss = Distillation(
-            ask, layers=shape.layers, regression=data.summary["task"] == "regression", temperature=recipe.temperature
-        )
+        asked, regression = recipe.objective, data.summary["task"] == "regression"
+        ask = None
+        if asked.hidden or asked.prediction:
+            ask = teaching.asked(
+                recipe.family, inputs["teacher"], examples, training, keep=recipe.keep, execution=execution,
+                progress=progress, hidden=asked.hidden > 0.0,
+            )  # fmt: skip
+        loss = Distillation(ask, layers=shape.layers, regression=regression, objective=asked)
         way = computed(adapter, student, training.dtype, device)
         loss_of = loss.loss_of(way)
+        if recipe.mixup is not None:
+            held, their_way = teaching.frozen(recipe.family, inputs["teacher"], training, device)
+            ours, theirs = Pupil.of(way, student, adapter.TYPES), Pupil.of(their_way, held, adapter.TYPES)
+            loss_of = Mixtures(recipe.mixup, ours, theirs, loss, regression=regression).added_to(loss_of)
         keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         student.train()

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import checkpoints, models, scoring, slimming, steps, tables, teaching
-from capgap_core.distillation import Distillation
+from capgap_core.distillation import Distillation, Objective
 from capgap_core.kept_outputs import Kind
 from capgap_core.machine import ready
 from capgap_core.outputs import computed
@@ -28,7 +28,7 @@ class Recipe(BaseModel):
     """The candidates and the target, from large to small."""
     mode: Literal["all", "sampled"]
     random: int
-    temperature: float
+    objective: Objective
     keep: Kind | None
     """The type in which the teacher's hidden states are kept, to be asked for once; null: at every step."""
     training: Training
@@ -48,12 +48,11 @@ def run(
         prefixes = slimming.Prefixes(adapter, model, shape, models.plans_of(start))
         examples = scoring.examples(data, "train")
         ask = teaching.asked(
-            recipe.family, inputs["teacher"], examples, training, keep=recipe.keep, device=device, execution=execution,
+            recipe.family, inputs["teacher"], examples, training, keep=recipe.keep, execution=execution,
             progress=progress,
         )  # fmt: skip
-        loss = Distillation(
-            ask, layers=shape.layers, regression=data.summary["task"] == "regression", temperature=recipe.temperature
-        )
+        regression = data.summary["task"] == "regression"
+        loss = Distillation(ask, layers=shape.layers, regression=regression, objective=recipe.objective)
         way = computed(adapter, model, training.dtype, device)
         loss_of = loss.sandwich_of(way, prefixes, _drawn(recipe), dtype=training.dtype)
         keeper = checkpoints.beside(out_dir, execution, progress)

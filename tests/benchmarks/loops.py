@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT)]
 from capgap_core import batches, budget, machine, models, preflight, scoring, slimming, teaching, training  # noqa: E402
 from capgap_core.batches import Examples  # noqa: E402
 from capgap_core.chain import in_this_process  # noqa: E402
-from capgap_core.distillation import Distillation  # noqa: E402
+from capgap_core.distillation import Distillation, Objective  # noqa: E402
 from capgap_core.losses import matched_layers  # noqa: E402
 from capgap_core.method import Method  # noqa: E402
 from capgap_core.outputs import computed  # noqa: E402
@@ -127,7 +127,7 @@ def sandwich(gate: Gate, given: dict[str, Any]) -> None:
         way = computed(made.adapter, model, made.training.dtype, made.device)
         recipe = stage.Recipe(
             family="bert", scales=case.scales, mode="all" if case.sampled is None else "sampled",
-            random=case.sampled or 0, temperature=1.0, keep=case.keep, training=made.training,
+            random=case.sampled or 0, objective=Objective(), keep=case.keep, training=made.training,
         )  # fmt: skip
         loss_of = _distillation(case, made).sandwich_of(way, prefixes, stage._drawn(recipe), dtype=made.training.dtype)
         _steps(gate, made, model, loss_of)
@@ -146,10 +146,10 @@ def teacher(gate: Gate, given: dict[str, Any]) -> None:
 
 def _distillation(case: Case, made: Made) -> Distillation:
     ask = teaching.asked(
-        "bert", ModelInput(reference=made.teacher), made.examples, made.training, keep=case.keep, device=made.device,
+        "bert", ModelInput(reference=made.teacher), made.examples, made.training, keep=case.keep,
         execution=made.execution, progress=Silent(),
     )  # fmt: skip
-    return Distillation(ask, layers=made.shape.layers, regression=False, temperature=1.0)
+    return Distillation(ask, layers=made.shape.layers, regression=False, objective=Objective())
 
 
 def _steps(gate: Gate, made: Made, model: Any, loss_of: Any) -> None:

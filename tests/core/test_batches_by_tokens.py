@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from capgap_core import batches, tables, targets
 from capgap_core.batches import Batch, Examples
-from capgap_core.distillation import Distillation
+from capgap_core.distillation import Distillation, Objective
 from capgap_core.training import LossOf, Step, Term, Training, train
 
 CPU = torch.device("cpu")
@@ -195,7 +195,7 @@ ROOM = 64
 
 def distilled(model: PreTrainedModel) -> LossOf:
     ask = targets.live(builders.way(builders.bert(seed=9)), layers=(0, 1, 2))
-    return Distillation(ask, layers=2, regression=False, temperature=1.0).loss_of(builders.way(model))
+    return Distillation(ask, layers=2, regression=False, objective=Objective()).loss_of(builders.way(model))
 
 
 def epoch_of(part: Examples, **changes: object) -> Training:

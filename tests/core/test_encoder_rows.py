@@ -215,11 +215,11 @@ def test_leaves_in_bfloat16_have_gradients_in_bfloat16() -> None:
 
 
 def half(width: int, *, rows: int = 7, seed: int = 0) -> tuple[list[Tensor], Tensor]:
-    """Return the input and weights of an attention of hidden size 6 and head size 3, and which tokens are seen."""
+    """Return the input and weights of an attention of hidden size 6 and head size 3, and its mask."""
     draw = torch.Generator().manual_seed(seed)
     sizes = [(rows, 6), (width, 6), (width,), (width, 6), (width,), (width, 6), (width,), (6, width), (6,), (6,), (6,)]
     held = [torch.randn(size, dtype=torch.float64, generator=draw).requires_grad_() for size in sizes]
-    return held, torch.tensor([[True, True, True], [True, False, False]])
+    return held, torch.tensor([[1.0, 1.0, 0.3], [1.0, 0.0, 0.0]]).log()
 
 
 def whole(width: int, *, rows: int = 7, seed: int = 0) -> list[Tensor]:

@@ -14,7 +14,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from capgap_core import batches, slimming, targets
 from capgap_core.batches import Batch, Examples
-from capgap_core.distillation import Distillation
+from capgap_core.distillation import Distillation, Objective
 from capgap_core.errors import NonFinite
 from capgap_core.families import bert
 from capgap_core.machine import ready
@@ -34,7 +34,7 @@ PLANS = {
 def distillation(labels: int = 3) -> Distillation:
     teacher = builders.bert(seed=9, labels=labels)
     ask = targets.live(builders.way(teacher), layers=(0, 1, 2))
-    return Distillation(ask, layers=2, regression=False, temperature=1.0)
+    return Distillation(ask, layers=2, regression=False, objective=Objective())
 
 
 def run(model: nn.Module, part: Examples, training: Training, loss_of: LossOf) -> list[Step]:
@@ -292,7 +292,7 @@ def test_the_sandwich_is_the_mean_of_its_sub_networks(tmp_path) -> None:
 
 def sandwich_recipe(mode: str, count: int, seed: int = 1) -> sandwich.Recipe:
     return sandwich.Recipe(
-        family="bert", scales=(0.9, 0.7, 0.5, 0.3, 0.2, 0.1), mode=mode, random=count, temperature=1.0, keep=None,
+        family="bert", scales=(0.9, 0.7, 0.5, 0.3, 0.2, 0.1), mode=mode, random=count, objective=Objective(), keep=None,
         training=builders.training(seed=seed),
     )  # fmt: skip
 
