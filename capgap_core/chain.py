@@ -6,7 +6,8 @@ from pydantic import BaseModel
 
 from capgap_core import preflight
 from capgap_core.build import build
-from capgap_core.method import Caller, Method
+from capgap_core.method import Caller
+from capgap_core.minidisc import MiniDisc
 from capgap_core.outcome import Outcome, outcome_of
 from capgap_core.preflight import Checked
 from capgap_core.progress import Labelled, Progress, Silent
@@ -84,7 +85,7 @@ def minidisc(
 
 def follow(checked: Checked, call: Caller) -> Outcome:
     """Run the chain on checked parameters: the method, in its order."""
-    m = Method(checked, call)
+    m = MiniDisc(checked, call)
     data = m.data()
     teacher = m.teacher(data)
     importance = m.importance(data, teacher)

@@ -33,6 +33,7 @@ class GivenTeacher:
     folder: Path
     family: str
     hidden: int
+    layers: int
     positions: int
     """Tokens of the longest example it can take."""
     mode: Literal["finetune", "accept"]
@@ -96,6 +97,7 @@ def inspect(teacher: str, mode: Mode, corpus: Corpus | None, *, cache: str | Non
         folder=folder,
         family=family,
         hidden=sizes["hidden_size"],
+        layers=sizes["num_hidden_layers"],
         positions=sizes["max_position_embeddings"],
         mode="accept" if accepted else "finetune",
         content=content_of(folder),

@@ -75,6 +75,26 @@ def standard_error(metric: str, logits: NDArray[Any], labels: NDArray[Any], *, s
     return errors
 
 
+def calibration_error(logits: NDArray[Any], labels: NDArray[Any], *, bins: int = 15) -> float:
+    """Return the expected calibration error: how far confidence is from accuracy (Guo et al., arXiv 1706.04599, eq. 3).
+
+    Parameters
+    ----------
+    logits
+        (n, c) of classes.
+    labels
+        (n,): class ids.
+    bins
+        Of equal width, of the probability of the likeliest class; one at a border belongs to the lower.
+    """
+    scaled = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    sure = (scaled / scaled.sum(axis=1, keepdims=True)).max(axis=1)
+    right = logits.argmax(axis=1) == np.asarray(labels)
+    place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right - sure, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
 def constant(metric: str, train_labels: NDArray[Any], labels: NDArray[Any]) -> float:
     """Return the primary metric, on ``labels``, of the best that one answer for all can do.
 

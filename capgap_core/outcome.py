@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capgap_core.recipes import Minidisc
-from capgap_core.records import Reference
+from capgap_core.records import Reference, stage_rows
 from capgap_core.stages.report import Findings, candidate_rows
 
 
@@ -46,7 +46,7 @@ def outcome_of(p: Minidisc, made: Sequence[tuple[str, Reference]]) -> Outcome:
         "chosen_scale": choice["chosen_scale"],
         "margin": choice["margin"],
         "sizes": {role: dict(found.size(role)) for role in found.sources},
-        "stages": [_stage(role, reference) for role, reference in made],
+        "stages": stage_rows(made),
         "paths": {
             "student": str(stages["student"].folder / "model"), "report": str(stages["report"].folder / "report.md"),
         },
@@ -58,8 +58,3 @@ def named(made: Sequence[tuple[str, Reference]]) -> dict[str, Reference]:
     """Return the stages by name: students by role, evaluations as ``evaluate_<role>``."""
     names = {"distil": "{role}", "evaluate": "evaluate_{role}"}
     return {names.get(ref.stage, ref.stage).format(role=role): ref for role, ref in made}
-
-
-def _stage(role: str, reference: Reference) -> dict[str, Any]:
-    kept = ("stage", "identity", "code", "digest", "reused", "why", "seconds", "path")
-    return {**{name: getattr(reference, name) for name in kept}, "role": role}

@@ -35,7 +35,7 @@ def tradeoff(
     span
         What the metric was divided by in t (teacher - chance where it is normalised), for the error bars of t.
     """
-    figure, (left, right) = _figure(1, 2)
+    drawn, (left, right) = figure_of(1, 2)
     places = {c["scale"]: i for i, c in enumerate(sorted(candidates, key=lambda c: -c["scale"]))}
     for axes, key, unit in ((left, "metric", 1.0), (right, "tradeoff", span)):
         _candidates(axes, candidates, places, key, unit)
@@ -51,13 +51,13 @@ def tradeoff(
     left.set_title(f"m: {metric} on the selection part", fontsize=9)
     right.set_title(f"t = m{'' if span == 1.0 else chr(39)} + {lam:g}(1 - achieved scale)", fontsize=9)
     handles = {name: h for axes in (left, right) for h, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    return _png(figure)
+    drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return png_of(drawn)
 
 
 def arms(scores: Mapping[str, Score], *, constant: float, metric: str, split: str, n: int) -> bytes:
     """Return the evaluation metric of each role as a point with one standard error, and the constant answer, as PNG."""
-    figure, (axes,) = _figure(1, 1)
+    drawn, (axes,) = figure_of(1, 1)
     roles = [role for role in ARMS if role in scores]
     styles = {"student": (BLUE, "o"), "direct_flops": (ORANGE, "s"), "direct": (RED, "D"), "assistant": (GREEN, "^")}
     styles |= {"teacher": (GREY, "P"), "slimmed": (GREY, "v")}
@@ -81,7 +81,7 @@ def arms(scores: Mapping[str, Score], *, constant: float, metric: str, split: st
     axes.margins(x=0.08, y=0.12)
     axes.set_xlabel(f"{metric} on {split} (n = {n:,}), ± 1 standard error", fontsize=9)
     axes.grid(axis="x", color="#dddddd", lw=0.6)
-    return _png(figure)
+    return png_of(drawn)
 
 
 def curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
@@ -94,7 +94,7 @@ def curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
     """
     columns = min(3, max(1, len(stages)))
     rows = max(1, math.ceil(len(stages) / columns))
-    figure, panels = _figure(rows, columns)
+    drawn, panels = figure_of(rows, columns)
     for axes, (name, points) in zip(panels, stages.items(), strict=False):
         steps, losses = _thinned(points)
         axes.plot(steps, losses, color=BLUE, lw=1.1)
@@ -103,16 +103,16 @@ def curves(stages: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
         axes.grid(color="#dddddd", lw=0.6)
     for axes in panels[len(stages) :]:
         axes.set_visible(False)
-    figure.supxlabel("optimizer step", fontsize=9)
-    figure.supylabel("loss", fontsize=9)
-    return _png(figure)
+    drawn.supxlabel("optimizer step", fontsize=9)
+    drawn.supylabel("loss", fontsize=9)
+    return png_of(drawn)
 
 
 def _shown(role: str) -> str:
     return {"direct": "direct, equal epochs", "direct_flops": "direct, equal FLOPs"}.get(role, role)
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+def figure_of(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     """Return a figure that no window system knows of, so that it may be drawn in any thread."""
     figure = Figure(figsize=(7.0, 3.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -155,7 +155,8 @@ def _thinned(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[flo
     return [float(m[0]) for m in means], [float(m[1]) for m in means]
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
     stream = io.BytesIO()
     # Without a version string the bytes depend on the figure alone.
     figure.savefig(stream, format="png", metadata={"Software": None})

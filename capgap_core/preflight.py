@@ -13,12 +13,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from capgap_core import parts
+from capgap_core.across import across, beside
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_teacher import GivenTeacher, inspect
 from capgap_core.loading import Cache
+from capgap_core.methods import RECIPES
 from capgap_core.reading import read_corpus
-from capgap_core.recipes import Execution, Minidisc
+from capgap_core.recipes import Execution
 
 READING = {
     "dataset", "task", "data", "data.text_columns", "data.label_column", "data.splits", "data.metric", "evaluate",
@@ -31,7 +33,8 @@ READING = {
 class Checked:
     """A run's parameters after every check, with what was read on the way."""
 
-    parameters: Minidisc
+    parameters: Any
+    """The recipe of the flow."""
     corpus: Corpus
     teacher: GivenTeacher | None
     """Null where the teacher is trained from scratch."""
@@ -40,13 +43,15 @@ class Checked:
 Within = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 
-def check(parameters: Mapping[str, Any], *, within: Within | None = None) -> Checked:
-    """Return the checked parameters of ``minidisc``.
+def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: Within | None = None) -> Checked:
+    """Return the checked parameters of a flow.
 
     Parameters
     ----------
     parameters
         What was asked for, with the store in ``run.root``.
+    flow
+        A key of ``methods.RECIPES``.
     within
         Given the store, once it is known to be one, a context in which the rest is looked at: it may take minutes.
 
@@ -55,8 +60,8 @@ def check(parameters: Mapping[str, Any], *, within: Within | None = None) -> Che
     InputFaults
         With every fault of the parameters, the store, the data set and the teacher; no folder of theirs is left.
     """
-    p, wrong, faults = _validated(parameters)
-    faults += _across(p, wrong)
+    p, wrong, faults = _validated(RECIPES[flow], parameters)
+    faults += across(p, wrong)
     with _untouched(p.run.root):
         unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
         root = None if unwritable else p.run.root
@@ -64,7 +69,7 @@ def check(parameters: Mapping[str, Any], *, within: Within | None = None) -> Che
             return _looked_at(p, wrong, faults + unwritable, root, cache)
 
 
-def _looked_at(p: Minidisc, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache) -> Checked:
+def _looked_at(p: Any, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache) -> Checked:
     """Return what has been checked after a look at the device, the data set and the teacher."""
     faults += _device(p.run) if not wrong & {"run", "run.device"} else []
     corpus: Corpus | None = None
@@ -78,7 +83,7 @@ def _looked_at(p: Minidisc, wrong: set[str], faults: list[Fault], root: str | No
     if "teacher" not in wrong and p.teacher != "scratch":
         try:
             teacher = inspect(p.teacher, p.teacher_recipe.mode, corpus, cache=root)
-            faults += _lengths(p, teacher)
+            faults += _lengths(p, teacher) + beside(p, teacher)
         except InputFaults as error:
             faults += error.faults
     if faults or corpus is None:
@@ -121,50 +126,50 @@ def _untouched(root: str | None) -> Iterator[None]:
         raise
 
 
-def _validated(parameters: Mapping[str, Any]) -> tuple[Minidisc, set[str], list[Fault]]:
+def _validated(recipe: type[BaseModel], parameters: Mapping[str, Any]) -> tuple[Any, set[str], list[Fault]]:
     """Return the parameters with defaults for those that are wrong, which those are, and their faults."""
     good: dict[str, Any] = {}
     wrong: set[str] = set()
     faults = [
-        _unknown(name, value, Minidisc, ()) for name, value in parameters.items() if name not in Minidisc.model_fields
+        _unknown(recipe, name, value, ()) for name, value in parameters.items() if name not in recipe.model_fields
     ]
-    for name, field in Minidisc.model_fields.items():
+    for name, field in recipe.model_fields.items():
         value = parameters.get(name, field.default)
         value = value.model_dump() if isinstance(value, BaseModel) else value
         try:
             # Each field alone, so that one that is wrong does not hide what the others would say.
-            Minidisc.model_validate({name: value})
+            recipe.model_validate({name: value})
             good[name] = value
         except ValidationError as error:
             found = error.errors(include_url=False)
             paths = [_path(details) for details in found]
             # A list of which an item is wrong is also too short, to pydantic, by that item.
             own = [not any(p[: len(q)] == q and p != q for p in paths) for q in paths]
-            faults += [_from_pydantic(details) for details, keep in zip(found, own, strict=True) if keep]
-            good[name], bad = _rest(name, value, paths)
+            faults += [_from_pydantic(recipe, details) for details, keep in zip(found, own, strict=True) if keep]
+            good[name], bad = _rest(recipe, name, value, paths)
             wrong |= bad
-    return Minidisc.model_validate(good), wrong, faults
+    return recipe.model_validate(good), wrong, faults
 
 
-def _rest(name: str, value: object, paths: Sequence[tuple[Any, ...]]) -> tuple[Any, set[str]]:
+def _rest(recipe: type[BaseModel], name: str, value: object, paths: Sequence[tuple[Any, ...]]) -> tuple[Any, set[str]]:
     """Return what is left of a part without its wrong fields, and their names; the default where nothing is."""
     inner = {str(path[1]) for path in paths if len(path) > 1}
     if isinstance(value, Mapping) and all(len(path) > 1 for path in paths):
         kept = {key: held for key, held in value.items() if key not in inner}
         with contextlib.suppress(ValidationError):
-            Minidisc.model_validate({name: kept})
+            recipe.model_validate({name: kept})
             return kept, {f"{name}.{field}" for field in inner}
-    return Minidisc.model_fields[name].default, {name}
+    return recipe.model_fields[name].default, {name}
 
 
-def _cutting(p: Minidisc, corpus: Corpus) -> parts.Cutting:
+def _cutting(p: Any, corpus: Corpus) -> parts.Cutting:
     return parts.Cutting(
         protocol=p.protocol, task=corpus.task, train_rows=p.data.train_rows, selection_rows=p.data.selection_rows,
         calibration_rows=p.data.calibration_rows, seed=p.data.seed,
     )  # fmt: skip
 
 
-def _lengths(p: Minidisc, teacher: GivenTeacher) -> list[Fault]:
+def _lengths(p: Any, teacher: GivenTeacher) -> list[Fault]:
     """Return a fault for each length that the teacher has no positions for."""
     asked = {"data.max_length": p.data.max_length, "evaluate.length": p.evaluate.length}
     rule = f"the teacher has {teacher.positions} positions"
@@ -179,16 +184,15 @@ def _path(details: ErrorDetails) -> tuple[Any, ...]:
     return tuple(part for part in details["loc"] if not (isinstance(part, str) and part.startswith("function-")))
 
 
-def _from_pydantic(details: ErrorDetails) -> Fault:
+def _from_pydantic(recipe: type[BaseModel], details: ErrorDetails) -> Fault:
     path = _path(details)
     field = ".".join(map(str, path))
     if details["type"] == "extra_forbidden":
-        return _unknown(str(path[-1]), details["input"], _model_at(path[:-1]), path[:-1])
-    return fault(field, details["input"], details["msg"].removeprefix("Value error, "), _remedy(path))
+        return _unknown(recipe, str(path[-1]), details["input"], path[:-1])
+    return fault(field, details["input"], details["msg"].removeprefix("Value error, "), _remedy(recipe, path))
 
 
-def _model_at(path: tuple[Any, ...]) -> type[BaseModel]:
-    model: type[BaseModel] = Minidisc
+def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel]:
     for part in path:
         inner = model.model_fields[part].annotation if part in model.model_fields else None
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -196,9 +200,9 @@ def _model_at(path: tuple[Any, ...]) -> type[BaseModel]:
     return model
 
 
-def _remedy(path: tuple[Any, ...]) -> str:
+def _remedy(model: type[BaseModel], path: tuple[Any, ...]) -> str:
     """Return what a field takes, from its own description."""
-    model, named = Minidisc, None
+    named = None
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
             named = model.model_fields[part]
@@ -210,48 +214,16 @@ def _remedy(path: tuple[Any, ...]) -> str:
     return f"It has parts, to be given one by one: {', '.join(f'{name}.{inner}' for inner in model.model_fields)}."
 
 
-def _unknown(name: str, value: object, model: type[BaseModel], path: tuple[Any, ...]) -> Fault:
+def _unknown(recipe: type[BaseModel], name: str, value: object, path: tuple[Any, ...]) -> Fault:
+    model = _model_at(recipe, path)
     places = {field: ".".join([*map(str, path), field]) for field in model.model_fields}
-    for outer, field in Minidisc.model_fields.items():
+    for outer, field in recipe.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             places |= {f: f"{outer}.{f}" for f in inner.model_fields if f not in places}
     near = difflib.get_close_matches(name, places, n=1, cutoff=0.5)
     remedy = f"Did you mean {places[near[0]]}?" if near else f"Known here: {', '.join(model.model_fields)}."
     return fault(".".join([*map(str, path), name]), value, "no such parameter", remedy)
-
-
-def _across(p: Minidisc, wrong: set[str]) -> list[Fault]:
-    """Return the faults that two parameters have only together, where both are right alone."""
-    faults: list[Fault] = []
-    if not wrong & {"student", "student.scale", "sandwich", "sandwich.grid"}:
-        scale, grid = p.student.scale, p.sandwich.grid
-        if not any(candidate > scale for candidate in grid):
-            faults.append(
-                fault(
-                    "sandwich.grid",
-                    list(grid),
-                    f"no scale above the target {scale}",
-                    "Add a scale between student.scale and 1, or lower student.scale.",
-                )
-            )
-    if p.mixup.samples and not wrong & {"mixup", "mixup.samples"}:
-        for name in ("batch_size", "micro_batch"):
-            if getattr(p.student, name) == 1 and not wrong & {"student", f"student.{name}"}:
-                rule = f"mixup.samples = {p.mixup.samples} mixes examples of one batch, and one alone has no partner"
-                faults.append(fault(f"student.{name}", 1, rule, "Give 2 or more, or mixup.samples=0."))
-    if not wrong & {"teacher_recipe", "teacher_recipe.hidden", "teacher_recipe.heads"}:
-        sizes = p.teacher_recipe
-        if sizes.hidden % sizes.heads:
-            faults.append(
-                fault(
-                    "teacher_recipe.heads",
-                    sizes.heads,
-                    f"does not divide teacher_recipe.hidden = {sizes.hidden}",
-                    "Give a divisor.",
-                )
-            )
-    return faults
 
 
 def _store(run: Execution) -> list[Fault]:

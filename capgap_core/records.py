@@ -1,5 +1,6 @@
 """The record a finished stage leaves beside its results, and the reference that stands for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -127,3 +128,9 @@ class Made:
     tokens: int = 0
     resumed: tuple[int, ...] = ()
     """After which steps training went on from a checkpoint."""
+
+
+def stage_rows(made: Sequence[tuple[str, Reference]]) -> list[dict[str, Any]]:
+    """Return what a result says of each stage."""
+    kept = ("stage", "identity", "code", "digest", "reused", "why", "seconds", "path")
+    return [{"role": role, **{name: getattr(reference, name) for name in kept}} for role, reference in made]

@@ -36,6 +36,12 @@ SCHEMAS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("role", _TEXT), ("scale", _FLOAT), ("split", _TEXT), ("metric", _TEXT), ("value", _FLOAT), ("stderr", _FLOAT),
         ("n", _INT), ("parameters", _INT), ("non_embedding", _INT), ("flops", _INT), ("training_flops", _FLOAT),
     ],
+    "ablation": [
+        ("role", _TEXT), ("arm", _TEXT), ("matched", _TEXT), ("n_train", _INT), ("metric", _TEXT), ("value", _FLOAT),
+        ("stderr", _FLOAT), ("n", _INT), ("seen", _FLOAT), ("gap", _FLOAT), ("calibration_error", _FLOAT),
+        ("difference", _FLOAT), ("low", _FLOAT), ("high", _FLOAT), ("steps", _INT), ("examples", _INT),
+        ("passes", _INT), ("training_flops", _FLOAT),
+    ],
 }  # fmt: skip
 """Table name → its columns in order. Rows are sorted, null is null and never NaN."""
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from capgap_core.errors import CapgapError, InputFaults
+from capgap_core.methods import RECIPES
 from capgap_core.progress import Lines
-from capgap_core.recipes import Minidisc
 from flows import doctor, params, present, runs, servers, show, up, upkeep
 from flows.places import default_root, rooted
 from flows.registry import FLOWS, flow_of
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         ("preview", _preview, "try each stage of a run for some steps, and print what the run will take"),
     ):
         one = commands.add_parser(
-            name, help=words, epilog=params.listing(Minidisc), formatter_class=argparse.RawDescriptionHelpFormatter
+            name, help=words, epilog=params.listing(RECIPES[name]), formatter_class=argparse.RawDescriptionHelpFormatter
         )
         one.add_argument("name", metavar="NAME", choices=sorted(FLOWS), help=", ".join(sorted(FLOWS)))
         one.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="a parameter: student.scale=0.05")
@@ -148,7 +148,7 @@ def _checked(given: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     from capgap_core import preflight  # noqa: PLC0415 - only a run needs the readers it brings
 
     try:
-        checked = preflight.check(parameters)
+        checked = preflight.check(parameters, flow=given.name)
     except InputFaults as found:
         raise InputFaults([*faults, *found.faults]) from None
     if faults:

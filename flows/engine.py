@@ -1,6 +1,5 @@
 """What every flow does around its chain: check first, run stages as tasks, publish, and say what went wrong."""
 
-import importlib
 import logging
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
@@ -14,7 +13,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.utilities.urls import url_for
 from pydantic import BaseModel
 
-from capgap_core import preflight
+from capgap_core import methods, preflight
 from capgap_core.errors import InputFaults
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
@@ -22,12 +21,15 @@ from flows import alive, cancel, publish
 from flows.page import page
 from flows.places import rooted
 from flows.runs import RunFolder, siblings
+from tasks.ablation import ablation
 from tasks.candidates import candidates
 from tasks.data import data
 from tasks.distil import distil
 from tasks.evaluate import evaluate
+from tasks.first_layers import first_layers
 from tasks.importance import importance
 from tasks.latency import latency
+from tasks.part import part
 from tasks.report import report
 from tasks.sandwich import sandwich
 from tasks.stage_task import StageTask
@@ -48,6 +50,9 @@ STAGES: dict[str, StageTask] = {
     "evaluate": evaluate,
     "latency": latency,
     "report": report,
+    "part": part,
+    "first_layers": first_layers,
+    "ablation": ablation,
 }
 
 
@@ -69,6 +74,13 @@ def described(recipe: type[BaseModel]) -> Callable[[Function], Function]:
     return decorate
 
 
+def plain(value: Any) -> Any:
+    """Return a parameter as JSON holds it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
 def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, Any]:
     """Run the chain of this name with its stages as tasks; return its result.
 
@@ -82,7 +94,7 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
     parameters = rooted(dict(asked))
     run_id = str(flow_run.get_id())
     attempt = flow_run.get_run_count()
-    checked = preflight.check(parameters, within=lambda root: alive.holding(root, run_id, attempt))
+    checked = preflight.check(parameters, flow=name, within=lambda root: alive.holding(root, run_id, attempt))
     folder = RunFolder(name, Path(parameters["run"]["root"]), run_id, url_for("flow-run", obj_id=run_id))
     try:
         if deployment.get_id() is None:  # of one that was deployed, whoever serves it sees to that
@@ -90,7 +102,9 @@ def run_chain(name: str, asked: Mapping[str, Any], logger: Logger) -> dict[str, 
         # In a thread: a server that is slow to answer must not keep the run from its stages.
         Thread(target=copy_context().run, args=(alive.mark_dead, logger.warning), daemon=True).start()
         folder.begin(parameters)
-        return _conclude(folder, checked.parameters.run, _follow()(checked, _caller(folder, logger)), logger)
+        return _conclude(
+            folder, checked.parameters.run, methods.follow_of(name)(checked, _caller(folder, logger)), logger
+        )
     except InputFaults:
         raise
     except Exception as error:
@@ -108,11 +122,6 @@ def _note(folder: RunFolder, error: BaseException, logger: Logger) -> None:
         folder.fail(error)
     except OSError as unwritten:
         logger.warning("the result of the run could not be written: %s", unwritten)
-
-
-def _follow() -> Any:
-    """Return the chain; it needs torch, so not before the check."""
-    return importlib.import_module("capgap_core.chain").follow
 
 
 def _caller(folder: RunFolder, logger: Logger) -> Any:

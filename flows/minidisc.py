@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from capgap_core.recipes import (
     DataRecipe,
@@ -22,7 +22,7 @@ from capgap_core.recipes import (
     TeacherRecipe,
     TradeoffRecipe,
 )
-from flows.engine import described, run_chain
+from flows.engine import described, plain, run_chain
 
 
 def _name() -> str:
@@ -59,9 +59,5 @@ def minidisc(
     run: Execution = Execution(),
 ) -> dict[str, Any]:
     """Teacher → importance and plan → sandwich → tradeoff → student and controls → evaluate → report."""
-    asked = {name: _plain(value) for name, value in locals().items()}
+    asked = {name: plain(value) for name, value in locals().items()}
     return run_chain("minidisc", asked, get_run_logger())
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from capgap_core.errors import CapgapError, InputFaults, StageFailed
 from capgap_core.identity import sha256_text
-from capgap_core.recipes import Minidisc
-from capgap_core.records import Reference
+from capgap_core.methods import RECIPES
+from capgap_core.records import Reference, stage_rows
 from capgap_core.shortages import explained
 from capgap_core.store import changed, write_atomically
 
@@ -62,12 +62,6 @@ def failure(
         "chosen_scale": None, "margin": None, "sizes": {}, "stages": [], "paths": {"student": None, "report": None},
         "error": {"stage": stage or None, "faults": faults, "resume": resume or None},
     }  # fmt: skip
-
-
-def stage_rows(made: Sequence[tuple[str, Reference]]) -> list[dict[str, Any]]:
-    """Return what a result says of each stage."""
-    kept = ("stage", "identity", "code", "digest", "reused", "why", "seconds", "path")
-    return [{"role": role, **{name: getattr(reference, name) for name in kept}} for role, reference in made]
 
 
 class RunFolder:
@@ -189,23 +183,24 @@ def siblings(folder: RunFolder, result: Mapping[str, Any]) -> dict[int, Mapping[
     Alike are the parameters, but for where it runs, the code of every stage that moves a score, and what went into
     the parts, the teacher, the sandwich and the student: the precision that a device stands for, too.
     """
-    own, lineage = _parameters(folder.path), _lineage(result)
+    own, lineage = _parameters(folder.flow, folder.path), _lineage(result)
     found: dict[int, Mapping[str, Any]] = {}
     if own is None:
         return found
     for held in results(folder.path.parents[1]):
-        other = _parameters(folder_of(folder.path.parents[1], held["run_id"])) if held["run_id"] else None
-        if other is None or held["status"] != "completed" or _lineage(held) != lineage:
+        alike = held["run_id"] and held["flow"] == folder.flow and held["status"] == "completed"
+        other = _parameters(folder.flow, folder_of(folder.path.parents[1], held["run_id"])) if alike else None
+        if other is None or _lineage(held) != lineage:
             continue
         if other.model_copy(update={"seed": own.seed, "run": own.run}) == own:
             found.setdefault(other.seed, held)
     return {**found, own.seed: result}
 
 
-def _parameters(folder: Path) -> Minidisc | None:
+def _parameters(flow: str, folder: Path) -> Any:
     held = _read(folder / "params.json")
     try:
-        return Minidisc.model_validate(held) if held is not None else None
+        return RECIPES[flow].model_validate(held) if held is not None else None
     except ValidationError:
         return None  # of a version with other parameters, so not of the same recipe
 

@@ -82,6 +82,15 @@ def load_given(folder: Path | str, *, new_head: bool, **config: Any) -> PreTrain
     return model
 
 
+def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """Return a model with the embeddings, the first layers, the pooler and the head of another."""
+    fields = {**model.config.to_dict(), "num_hidden_layers": layers}
+    small = BertForSequenceClassification(BertConfig(**fields))
+    held = model.state_dict()
+    small.load_state_dict({name: held[name].clone() for name in small.state_dict()})
+    return small.eval()
+
+
 def load_slimmed(folder: Path) -> PreTrainedModel:
     """Load a slimmed model that ``capgap`` saved."""
     return CapgapBertForSequenceClassification.from_pretrained(folder, dtype="float32")

@@ -34,11 +34,10 @@ class Recipe(BaseModel):
 def run(
     recipe: Recipe, inputs: Mapping[str, Input], out_dir: Path, *, execution: Execution, progress: Progress
 ) -> Made:
-    """Write ``model/`` (the student, which loads without capgap), ``plan`` and ``steps``."""
+    """Write ``model/`` (the student, which loads without capgap), ``plan`` where it is slimmed, and ``steps``."""
     data, start = inputs["data"], inputs["start"]
     assert isinstance(data, Reference)
     assert isinstance(start, ModelInput)
-    assert start.scale is not None
     adapter, training = models.family(recipe.family), recipe.training
     with ready(execution, seed=training.seed) as device:
         student = models.moved(models.load(adapter, start), device)
@@ -64,7 +63,8 @@ def run(
         taken = train(student, examples, training, loss_of, device=device, stage="distil", keeper=keeper)
         done, tokens = log.follow(taken)
         models.save(models.moved(student.eval(), "cpu"), models.model_folder(start), out_dir / "model")
-    kept = {start.scale: models.kept_of(start.reference, start.scale)}
-    tables.write(out_dir / "plan.parquet", "plan", plan.rows_of(kept, shape))
+    if start.scale is not None:
+        kept = {start.scale: models.kept_of(start.reference, start.scale)}
+        tables.write(out_dir / "plan.parquet", "plan", plan.rows_of(kept, shape))
     summary = {"scale": start.scale, **steps.padded(training, done, tokens)}
     return Made(summary=summary, steps_trained=done, tokens=tokens, resumed=keeper.resumed)

@@ -24,7 +24,7 @@ from capgap_core.batches import Examples  # noqa: E402
 from capgap_core.chain import in_this_process  # noqa: E402
 from capgap_core.distillation import Distillation, Objective  # noqa: E402
 from capgap_core.losses import matched_layers  # noqa: E402
-from capgap_core.method import Method  # noqa: E402
+from capgap_core.minidisc import MiniDisc  # noqa: E402
 from capgap_core.outputs import computed  # noqa: E402
 from capgap_core.progress import Silent  # noqa: E402
 from capgap_core.recipes import TrainRecipe  # noqa: E402
@@ -71,7 +71,7 @@ class Made:
             "teacher_recipe": {"epochs": case.teacher_epochs}, "sandwich": {"grid": case.scales[:-1]},
             "student": {"scale": case.scales[-1]}, "run": {"root": case.root, "threads": case.threads},
         }  # fmt: skip
-        method = Method(preflight.check(given), in_this_process(Silent()))
+        method = MiniDisc(preflight.check(given), in_this_process(Silent()))
         self.data = method.data()
         self.teacher = method.teacher(self.data)
         self.importance = method.importance(self.data, self.teacher)

@@ -46,7 +46,7 @@ def test_json_gives_the_same_recipe(parameters: dict[str, Any]) -> None:
 def test_the_command_of_a_report_asks_for_the_same_recipe(parameters: dict[str, Any]) -> None:
     """Through a shell's words and the reader of ``-p``: texts that look like numbers or JSON among them."""
     recipe = Minidisc.model_validate(parameters)
-    program, run, name, *pairs = shlex.split(command_of(recipe))
+    program, run, name, *pairs = shlex.split(command_of("minidisc", recipe))
     assert (program, run, name) == ("capgap", "run", "minidisc")
     assert pairs[::2] == ["-p"] * (len(pairs) // 2)
     given_back, faults = gather(pairs[1::2], None)

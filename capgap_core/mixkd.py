@@ -1,0 +1,162 @@
+"""The stages of MixKD (arXiv 2011.00593): distillation that also asks the teacher about mixtures of examples."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from capgap_core import flops, models
+from capgap_core.distillation import Objective
+from capgap_core.flops import step_flops
+from capgap_core.method import Caller, Method, command_of
+from capgap_core.mixup import Mixup
+from capgap_core.outcome import Outcome
+from capgap_core.outcome_mixkd import outcome_of
+from capgap_core.preflight import Checked
+from capgap_core.recipes_mixkd import Arm, Mixkd
+from capgap_core.records import ModelInput, Reference
+from capgap_core.shapes import Shape
+from capgap_core.stages import (
+    ablation as ablation_stage,
+    distil as distil_stage,
+    first_layers as first_layers_stage,
+    part as part_stage,
+)  # fmt: skip
+from capgap_core.stages.ablation import ArmFact
+from capgap_core.training import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """What an arm learns from, beside the labels."""
+
+    teacher: bool = True
+    mixed_labels: bool = False
+    mixed_teacher: bool = False
+    changes: Mapping[str, object] = field(default_factory=dict)
+    """Of how examples are mixed."""
+
+    @property
+    def mixes(self) -> bool:
+        """Return whether each example goes through the student again, mixed or not."""
+        return self.mixed_labels or self.mixed_teacher
+
+
+WAYS: dict[Arm, Way] = {
+    "finetune": Way(teacher=False),
+    "kd": Way(),
+    "kd_sm": Way(mixed_labels=True),
+    "kd_tmkd": Way(mixed_teacher=True),
+    "mixkd": Way(mixed_labels=True, mixed_teacher=True),
+    "repeats": Way(mixed_labels=True, mixed_teacher=True, changes={"mix": 1.0}),
+    "noise": Way(mixed_labels=True, mixed_teacher=True, changes={"kind": "noise"}),
+}
+
+
+class MixKD(Method):
+    """The stages of MixKD, in the order of the method."""
+
+    p: Mixkd
+
+    def __init__(self, checked: Checked, call: Caller) -> None:
+        super().__init__(checked, call)
+        self._facts: list[ArmFact] = []
+
+    def part(self, data: Reference, fraction: float) -> Reference:
+        """Return the data with a share of the training rows, which stages are resolved for from here on."""
+        made = data
+        if fraction < 1.0:
+            rows = max(2, round(fraction * data.summary["rows"]["train"]))
+            made = self._stage("part", f"{fraction:g}", part_stage.Recipe(rows=rows, seed=self.p.data.seed), data=data)
+        self._see(made)
+        return made
+
+    def start(self, data: Reference, teacher: Reference) -> ModelInput:
+        """Return the weights that every arm begins from."""
+        if self.p.student.scale is not None:
+            self.scales = (self.p.student.scale,)
+            return ModelInput(reference=self.importance(data, teacher), scale=self.p.student.scale)
+        recipe = first_layers_stage.Recipe(family=self._family, layers=self.p.student.layers)
+        made = self._stage("first_layers", "", recipe, teacher=ModelInput(reference=teacher))
+        self._shape = Shape(**made.summary["shape"])
+        return ModelInput(reference=made)
+
+    def arm(
+        self, role: str, arm: Arm, data: Reference, teacher: Reference, start: ModelInput, *, times: int = 1
+    ) -> Reference:
+        """Train one arm's student, for so many times the steps that were asked for."""
+        assert self._shape is not None
+        asked, way = self.p.student, WAYS[arm]
+        training = self._train(asked, "student", self._shape.hidden)
+        training = training.model_copy(update={"steps": training.steps * times})
+        objective = Objective(
+            labels=1.0, hidden=0.0, prediction=asked.prediction if way.teacher else 0.0, distance=asked.distance,
+            temperature=asked.temperature,
+        )  # fmt: skip
+        recipe = distil_stage.Recipe(
+            family=self._family, objective=objective, keep=self._keep(asked, training, again=True, hidden=False),
+            mixup=self.mixed(arm), training=training,
+        )  # fmt: skip
+        made = self._stage("distil", role, recipe, data=data, teacher=ModelInput(reference=teacher), start=start)
+        self._facts.append(self._fact(role, arm, data, training, ModelInput(reference=teacher), start, times=times))
+        return made
+
+    def mixed(self, arm: Arm) -> Mixup | None:
+        """Return how an arm mixes examples; nothing where it does not, or would learn nothing from it."""
+        asked, way = self._mixup(), WAYS[arm]
+        if asked is None or not way.mixes:
+            return None
+        weights = {"labels": asked.labels * way.mixed_labels, "teacher": asked.teacher * way.mixed_teacher}
+        return asked.model_copy(update={**weights, **way.changes}) if any(weights.values()) else None
+
+    def _fact(
+        self, role: str, arm: Arm, data: Reference, training: Training, teacher: ModelInput, start: ModelInput, *,
+        times: int,
+    ) -> ArmFact:  # fmt: skip
+        """Return what the report says of an arm; what a teacher is asked for is counted at every step."""
+        adapter, way, mixed = models.family(self._family), WAYS[arm], self.mixed(arm)
+        whole, small = (_forward(adapter, item, self._length) for item in (teacher, start))
+        each = step_flops(small, whole if way.teacher and self.p.student.prediction else 0.0)
+        if mixed is not None:
+            each += mixed.samples * step_flops(small, whole if mixed.teacher else 0.0)
+        seen = training.steps * self._rows / training.per_epoch
+        passes = 1 + (mixed.samples if mixed else 0)
+        return ArmFact(
+            role=role, arm=arm, rows=data.summary["rows"]["train"], matched="tokens" if times > 1 else "epochs",
+            steps=training.steps, examples=round(seen), passes=round(seen * passes), flops=each * seen,
+        )  # fmt: skip
+
+    def report(self, data: Reference, made: Mapping[str, Reference]) -> Reference:
+        """Say what came out."""
+        p = self.p
+        recipe = ablation_stage.Recipe(
+            dataset=p.dataset, seed=p.seed, teacher_rows=p.teacher_rows, arms=tuple(self._facts),
+            device=str(self._device), command=command_of("mixkd", p),
+        )  # fmt: skip
+        return self._stage("ablation", "", recipe, data=data, **made)
+
+
+def _forward(adapter: ModuleType, item: ModelInput, length: float) -> float:
+    model = models.load(adapter, item)
+    return flops.forward_flops(adapter, adapter.shape_of(model.config), models.kept_by(adapter, model), length)
+
+
+def follow(checked: Checked, call: Caller) -> Outcome:
+    """Run the chain on checked parameters: every arm on every share of the training rows."""
+    m = MixKD(checked, call)
+    p, whole = m.p, m.data()
+    teacher = m.teacher(whole)
+    start = m.start(whole, teacher)
+    made = {"evaluate_teacher": m.evaluate("teacher", whole, ModelInput(reference=teacher))}
+    students: dict[str, Reference] = {}
+    for fraction in sorted(p.fractions, reverse=True):
+        data, own, begun = m.part(whole, fraction), teacher, start
+        if p.teacher_rows == "same" and fraction < 1.0:
+            own = m.teacher(data)
+            begun = m.start(data, own)
+        for name, arm, times in p.trainings():
+            role = name if fraction == 1.0 else f"{name} {fraction:g}"
+            students[role] = student = m.arm(role, arm, data, own, begun, times=times)
+            made[f"evaluate_{role}"] = m.evaluate(role, whole, ModelInput(reference=student))
+            made[f"seen_{role}"] = m.evaluate(f"{role} seen", data, ModelInput(reference=student), split="train")
+    m.report(whole, made)
+    return outcome_of(m.made, students, made)

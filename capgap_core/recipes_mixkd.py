@@ -1,0 +1,116 @@
+"""What a user may ask of ``mixkd``, and what its arms are."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from capgap_core.recipes import (
+    DataRecipe,
+    DistilRecipe,
+    EvaluateRecipe,
+    Execution,
+    MixupRecipe,
+    Protocol,
+    Recipe,
+    Scale,
+    Task,
+    TeacherRecipe,
+)
+
+Arm = Literal["finetune", "kd", "kd_sm", "kd_tmkd", "mixkd", "repeats", "noise"]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+ARMS: tuple[Arm, ...] = get_args(Arm)
+
+
+class PupilRecipe(DistilRecipe):
+    """The student that every arm trains."""
+
+    layers: int | None = Field(
+        default=None, ge=1, le=48, description="It starts as the first layers of the teacher; null: half of them."
+    )
+    scale: Scale | None = Field(
+        default=None, description="It starts as the teacher slimmed to this scale instead; null: it does not."
+    )
+    prediction: float = Field(
+        default=1.0, ge=0, le=100, description="Weight of the distance to what the teacher says of the example (α_KD)."
+    )
+    distance: Literal["mse", "kl"] = Field(
+        default="mse", description="Between predictions: of logits (mse), or of distributions (kl)."
+    )
+
+
+class MixkdMixupRecipe(MixupRecipe):
+    """What a student learns from mixtures of examples, beside the examples."""
+
+    samples: int = Field(default=1, ge=1, le=16, description="Mixtures of each example in a step.")
+
+
+class Mixkd(Recipe):
+    """Everything that ``capgap/mixkd`` takes."""
+
+    dataset: str = Field(
+        default="pydocs",
+        min_length=1,
+        max_length=1000,
+        description="pydocs, a file, a folder, or hub[/config][@revision].",
+    )
+    teacher: str = Field(
+        default="scratch", min_length=1, max_length=1000, description="scratch, a folder, or a name on the hub."
+    )
+    task: Task = Field(default="auto", description="auto: scores with more than 20 values are regression.")
+    seed: int = Field(
+        default=1, ge=0, lt=2**31, description="Draws initial weights, dropout, mixtures and the order of the data."
+    )
+    arms: tuple[Arm, ...] = Field(
+        default=ARMS,
+        min_length=1,
+        description="finetune: labels alone; kd: and the teacher's predictions; kd_sm: and mixed labels; kd_tmkd: and "
+        "the teacher's predictions of mixtures; mixkd: both; repeats: the examples again in place of mixtures; noise: "
+        "noise as far as the partner.",
+    )
+    matched: tuple[Literal["epochs", "tokens"], ...] = Field(
+        default=("epochs", "tokens"),
+        min_length=1,
+        description="epochs: every arm sees the examples as often; tokens: arms without mixtures take as many more "
+        "steps as the others send tokens through the student, too.",
+    )
+    fractions: tuple[Fraction, ...] = Field(
+        default=(1.0,), min_length=1, max_length=16, description="Shares of the training rows that students are given."
+    )
+    teacher_rows: Literal["all", "same"] = Field(
+        default="all", description="all: one teacher saw every training row; same: as few as its student."
+    )
+    data: DataRecipe = DataRecipe()
+    teacher_recipe: TeacherRecipe = TeacherRecipe()
+    student: PupilRecipe = PupilRecipe()
+    mixup: MixkdMixupRecipe = MixkdMixupRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    run: Execution = Execution()
+
+    @field_validator("arms", "matched", "fractions")
+    @classmethod
+    def _distinct(cls, given: tuple[object, ...]) -> tuple[object, ...]:
+        if len(set(given)) != len(given):
+            raise ValueError("each may be given once")
+        return given
+
+    @property
+    def protocol(self) -> Protocol:
+        """Return how the data are cut: nothing is known of how the paper did it."""
+        return "capgap"
+
+    def trainings(self) -> list[tuple[str, Arm, int]]:
+        """Return (name, arm, how many times the steps) of each training on one share of the rows.
+
+        An arm that mixes sends each example through the student ``1 + mixup.samples`` times in a step; one that does
+        not is trained for as many steps more where tokens are to be equal.
+        """
+        found: list[tuple[str, Arm, int]] = []
+        for arm in self.arms:
+            alone = arm in ("finetune", "kd")
+            if "epochs" in self.matched or not alone:
+                found.append((arm, arm, 1))
+            if "tokens" in self.matched and alone:
+                found.append((f"{arm}_tokens", arm, 1 + self.mixup.samples))
+        return found

@@ -1,0 +1,99 @@
+"""Composes the report of a run of ``mixkd`` as markdown, from plain facts.
+
+Imports nothing that computes: what is said here cannot move a number.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from capgap_core.markdown import count, signed, table, text
+
+LARGEST = 300_000
+"""Bytes of a report; a figure that does not fit stays beside it."""
+FEWEST = 100
+"""Training rows below which a comparison of arms says nothing."""
+NAMES = {
+    "finetune": "labels alone", "kd": "KD", "kd_sm": "KD + mixed labels (SM)", "kd_tmkd": "KD + mixed teacher (TMKD)",
+    "mixkd": "KD + SM + TMKD", "repeats": "KD, the examples again for mixtures", "noise": "KD, noise for mixtures",
+}  # fmt: skip
+
+
+class Facts(TypedDict):
+    """What is to be said."""
+
+    dataset: str
+    metric: str
+    split: str
+    n: int
+    seed: int
+    device: str
+    teacher: float
+    constant: float
+    teacher_rows: str
+    rows: Sequence[Mapping[str, Any]]
+    """Of the table ``ablation``."""
+    command: str
+
+
+def compose(facts: Facts, png: bytes | None) -> str:
+    """Return the report as markdown, what it shows first."""
+    sizes = sorted({row["n_train"] for row in facts["rows"]}, reverse=True)
+    whose = "all training rows" if facts["teacher_rows"] == "all" else "the rows of its student"
+    image = f"![arms](data:image/png;base64,{base64.b64encode(png).decode()})" if png else ""
+    parts = [
+        f"# MixKD: {text(facts['dataset'])}",
+        verdict(facts),
+        f"Teacher: {facts['metric']} {facts['teacher']:.4f} on {text(facts['split'])} ({facts['n']:,} examples); it "
+        f"saw {whose}. Constant answer: {facts['constant']:.4f}. Seed {facts['seed']}, device {text(facts['device'])}.",
+        *[
+            f"## {size:,} training rows\n\n{_rows([r for r in facts['rows'] if r['n_train'] == size])}"
+            for size in sizes
+        ],
+        "gap: the metric on the training rows minus that on the evaluation part. ECE: expected calibration error. "
+        "Passes: examples and mixtures that went forward and back through the student. Differences are KD + SM + TMKD "
+        "minus the arm, with a paired 95% interval over the examples: they speak of these models, not of the method.",
+        *([image] if image and len(image) < LARGEST else []),
+        f"## Repeat it\n\n```sh\n{facts['command']}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(facts: Facts) -> str:
+    """Return what one run says of mixtures: never more than one run can."""
+    if max(row["n_train"] for row in facts["rows"]) < FEWEST:
+        return f"**Whether mixtures help: not testable** with fewer than {FEWEST} training rows."
+    return (
+        "**Whether mixtures help: not shown.** One run compares models, not methods: other seeds and other draws of "
+        "the rows give other students."
+    )
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        name = NAMES[row["arm"]] + (", as many tokens" if row["matched"] == "tokens" else "")
+        stderr = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
+        apart = "–"
+        if row.get("difference") is not None:
+            apart = f"{signed(row['difference'])} ({signed(row['low'])} to {signed(row['high'])})"
+        error = row["calibration_error"]
+        lines.append(
+            [
+                name, f"{row['value']:.4f}{stderr}", apart, signed(row["gap"]),
+                "–" if error is None else f"{error:.4f}", f"{row['steps']:,}", count(row["passes"]),
+                count(row["training_flops"]),
+            ]
+        )  # fmt: skip
+    header = [
+        "arm",
+        f"{rows[0]['metric']} ± standard error",
+        "whole minus arm",
+        "gap",
+        "ECE",
+        "steps",
+        "passes",
+        "FLOPs",
+    ]
+    below = "" if rows[0]["n_train"] >= FEWEST else f"\n\n**Not testable**: fewer than {FEWEST} rows."
+    return table(header, lines) + below
