@@ -161,7 +161,10 @@ class Method:
     def _mixup(self) -> Mixup | None:
         asked = self.p.mixup
         learned = asked.samples and (asked.labels or asked.teacher)
-        return Mixup(**asked.model_dump(), seed=self.p.seed) if learned else None
+        if not learned:
+            return None
+        how = {**asked.model_dump(), "alpha": asked.alpha if asked.mix is None else None}
+        return Mixup(**how, seed=self.p.seed)
 
 
 def _halved(recipe: BaseModel) -> BaseModel | None:

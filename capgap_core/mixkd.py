@@ -47,7 +47,7 @@ WAYS: dict[Arm, Way] = {
     "kd_sm": Way(mixed_labels=True),
     "kd_tmkd": Way(mixed_teacher=True),
     "mixkd": Way(mixed_labels=True, mixed_teacher=True),
-    "repeats": Way(mixed_labels=True, mixed_teacher=True, changes={"mix": 1.0}),
+    "repeats": Way(mixed_labels=True, mixed_teacher=True, changes={"mix": 1.0, "alpha": None}),
     "noise": Way(mixed_labels=True, mixed_teacher=True, changes={"kind": "noise"}),
 }
 

@@ -37,8 +37,8 @@ class Mixup(BaseModel):
     """noise: the partner moves each embedding as far as in a mixture, in a direction that is drawn."""
     samples: int
     """Mixtures of each example in a step."""
-    alpha: float
-    """The weight of the first example is drawn from Beta(alpha, alpha)."""
+    alpha: float | None
+    """The weight of the first example is drawn from Beta(alpha, alpha); null where it is not drawn."""
     mix: float | None
     """The weight of the first example, where it is not drawn."""
     per: Literal["pair", "batch"]
@@ -73,7 +73,11 @@ def drawn(how: Mixup, batch: Batch, step: int, sample: int) -> Mixture:
     n, circle = len(batch.index), draw.permutation(len(batch.index))
     partner = np.empty(n, dtype=np.int64)
     partner[circle] = np.roll(circle, -1)
-    mix = np.full(n, how.mix) if how.mix is not None else draw.beta(how.alpha, how.alpha, n if how.per == "pair" else 1)
+    if how.mix is not None:
+        mix = np.full(n, how.mix)
+    else:
+        assert how.alpha is not None
+        mix = draw.beta(how.alpha, how.alpha, n if how.per == "pair" else 1)
     mix = torch.from_numpy(np.broadcast_to(mix, n).astype(np.float32))
     where = batch.input_ids.device
     return Mixture(partner=torch.from_numpy(partner).to(where), mix=mix.to(where), seed=int(draw.integers(2**31)))

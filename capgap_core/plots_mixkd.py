@@ -27,6 +27,7 @@ def arms(rows: Sequence[Mapping[str, Any]], *, metric: str, teacher: float, n: i
     """
     whole, axes = figure_of(1, len(PANELS))
     names = list(dict.fromkeys(row["role"].split()[0] for row in rows))
+    sizes = sorted({row["n_train"] for row in rows})
     for panel, (column, title) in zip(axes, PANELS, strict=True):
         for name in names:
             own = sorted((r for r in rows if r["role"].split()[0] == name), key=lambda r: r["n_train"])
@@ -41,9 +42,12 @@ def arms(rows: Sequence[Mapping[str, Any]], *, metric: str, teacher: float, n: i
         if column == "value":
             panel.axhline(teacher, color=GREY, lw=1, ls="--", label="teacher")
         panel.set_xscale("log")
+        panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        panel.minorticks_off()
+        panel.margins(x=0.15)
         panel.set_title(title.format(metric=metric), fontsize=9)
         panel.grid(color="#dddddd", lw=0.6)
-    whole.supxlabel(f"training rows (n = {n:,} to evaluate, ± 1 standard error)", fontsize=9)
+    axes[1].set_xlabel(f"training rows (n = {n:,} to evaluate, ± 1 standard error)", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     whole.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return png_of(whole)
