@@ -33,6 +33,7 @@ READING = {
 class Checked:
     """A run's parameters after every check, with what was read on the way."""
 
+    flow: str
     parameters: Any
     """The recipe of the flow."""
     corpus: Corpus
@@ -66,10 +67,10 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
         unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
         root = None if unwritable else p.run.root
         with within(Path(root)) if within and root else contextlib.nullcontext(), _cache(root) as cache:
-            return _looked_at(p, wrong, faults + unwritable, root, cache)
+            return _looked_at(flow, p, wrong, faults + unwritable, root, cache)
 
 
-def _looked_at(p: Any, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache) -> Checked:
+def _looked_at(flow: str, p: Any, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache) -> Checked:
     """Return what has been checked after a look at the device, the data set and the teacher."""
     faults += _device(p.run) if not wrong & {"run", "run.device"} else []
     corpus: Corpus | None = None
@@ -89,7 +90,7 @@ def _looked_at(p: Any, wrong: set[str], faults: list[Fault], root: str | None, c
     if faults or corpus is None:
         raise InputFaults(faults)
     cache.keep()
-    return Checked(parameters=p, corpus=corpus, teacher=teacher)
+    return Checked(flow=flow, parameters=p, corpus=corpus, teacher=teacher)
 
 
 @contextlib.contextmanager

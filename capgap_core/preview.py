@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from capgap_core.build import build
-from capgap_core.chain import follow
+from capgap_core.methods import follow_of
 from capgap_core.preflight import Checked
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
@@ -25,8 +25,9 @@ from capgap_core.records import Input, Reference
 
 ROWS = {"train": 3000, "calibration": 128, "selection": 256, "evaluation": 256}
 """Rows of each part that are looked at."""
-COUNTED = {"importance": "calibration", "candidates": "selection", "evaluate": "evaluation"}
-"""Stage → the part whose rows it goes through once."""
+COUNTED = {"importance": "calibration", "candidates": "selection"}
+"""Stage → the part whose rows it goes through once; an evaluation names its own."""
+DATA, REPORTS = ("data", "part"), ("report", "ablation")
 STEPS = {"teacher": 18, "sandwich": 16, "distil": 40}
 """Stage → most steps of its training that are taken."""
 FIRST = 6
@@ -105,8 +106,8 @@ class _Trial:
         self._root, self._progress = root, progress
         self._real: Execution = checked.parameters.run
         self._trial = self._real.model_copy(update={"root": str(root), "checkpoint_seconds": 86400.0})
-        self._whole: Reference | None = None
-        self._part: Reference | None = None
+        self._parts: dict[str, tuple[Reference, Reference]] = {}
+        """Where data lie → they whole, and with few rows."""
         self._seen: dict[str, tuple[float, float, float]] = {}
         self.preview = Preview()
 
@@ -116,36 +117,38 @@ class _Trial:
         """Return a stage that was made small, or the data whole."""
         self._progress.message(f"trying {stage} {role}".rstrip())
         began = time.monotonic()
-        if stage == "data":
-            self._whole = build(stage, recipe, inputs, execution=self._real, progress=self._progress)
-            took = self._whole.seconds if self._whole.reused else time.monotonic() - began
-            self._note(stage, role, took)
-            self._part = _smaller(self._whole, self._root / "part")
-            return self._whole
-        if stage == "report":
+        if stage in DATA:
+            whole = build(stage, recipe, inputs, execution=self._real, progress=self._progress)
+            self._note(stage, role, whole.seconds if whole.reused else time.monotonic() - began)
+            self._parts[whole.path] = (whole, _smaller(whole, self._root / f"part-{len(self._parts)}"))
+            return whole
+        if stage in REPORTS:
             raise _Over
         given = {name: self._small(item) for name, item in inputs.items()}
         training = getattr(recipe, "training", None)
         if training is None:
             made = build(stage, recipe, given, execution=self._trial, progress=_Watch())
-            took = time.monotonic() - began
-            self._note(stage, role, took * self._share(COUNTED[stage]) if stage in COUNTED else took)
+            took, part = time.monotonic() - began, COUNTED.get(stage, getattr(recipe, "split", None))
+            self._note(stage, role, took * self._share(inputs, part) if part else took)
             return made
         self.preview.steps_per_epoch = training.per_epoch
-        made = self._trained(stage, recipe, given, role)
+        share = self._share(inputs, "train")
+        made = self._trained(stage, recipe, given, role, share)
         if role == "direct" and getattr(recipe, "keep", None) is not None:
             live = recipe.model_copy(update={"keep": None})
-            self.preview.live_step_seconds, *_ = self._watched(stage, live, given)
+            self.preview.live_step_seconds, *_ = self._watched(stage, live, given, share)
         return made
 
-    def _trained(self, stage: str, recipe: Any, given: Mapping[str, Input], role: str) -> Reference:
-        step, outputs, rest, made = self._watched(stage, recipe, given)
-        outputs *= self._share("train")
+    def _trained(self, stage: str, recipe: Any, given: Mapping[str, Input], role: str, share: float) -> Reference:
+        step, outputs, rest, made = self._watched(stage, recipe, given, share)
+        outputs *= share
         steps = recipe.training.steps
         self._note(stage, role, rest + outputs + steps * step, steps=steps, step_seconds=step, outputs_seconds=outputs)
         return made
 
-    def _watched(self, stage: str, recipe: Any, given: Mapping[str, Input]) -> tuple[float, float, float, Reference]:
+    def _watched(
+        self, stage: str, recipe: Any, given: Mapping[str, Input], share: float
+    ) -> tuple[float, float, float, Reference]:
         """Return the seconds of a step, of the teacher's outputs on the part, and of all else; and the stage."""
         steps = min(recipe.training.steps, STEPS[stage])
         short = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
@@ -159,19 +162,20 @@ class _Trial:
         warm = min(FIRST, (len(times) - 1) // 2)
         step = (times[-1] - times[warm]) / (len(times) - 1 - warm) if len(times) > 1 else whole
         outputs = watch.outputs[-1] - watch.outputs[0] if watch.outputs else 0.0
-        self.preview.outputs_bytes += round((_bytes(self._root) - before) * self._share("train"))
+        self.preview.outputs_bytes += round((_bytes(self._root) - before) * share)
         rest = max(0.0, whole - outputs - (times[-1] - times[0] + step))
         self._seen[made.identity] = (step, outputs, rest)
         return step, outputs, rest, made
 
     def _small(self, item: Input) -> Input:
-        return self._part if isinstance(item, Reference) and item.stage == "data" and self._part else item
+        return self._parts[item.path][1] if isinstance(item, Reference) and item.path in self._parts else item
 
-    def _share(self, part: str) -> float:
-        """Return how many times as many tokens a part has as were tried."""
-        assert self._whole is not None
-        assert self._part is not None
-        return self._whole.summary["tokens"][part] / self._part.summary["tokens"][part]
+    def _share(self, inputs: Mapping[str, Input], part: str) -> float:
+        """Return how many times as many tokens a part of a stage's data has as were tried."""
+        data = inputs["data"]
+        assert isinstance(data, Reference)
+        whole, small = self._parts[data.path]
+        return whole.summary["tokens"][part] / max(1, small.summary["tokens"][part])
 
     def _note(self, stage: str, role: str, seconds: float, **others: Any) -> None:
         held = {"steps": 0, "step_seconds": 0.0, "outputs_seconds": 0.0, **others}
@@ -184,7 +188,7 @@ def preview(checked: Checked, progress: Progress) -> Preview:
     with tempfile.TemporaryDirectory(dir=root, prefix=".preview-") as place:
         trial = _Trial(checked, Path(place), progress)
         with contextlib.suppress(_Over):
-            follow(checked, trial)
+            follow_of(checked.flow)(checked, trial)
         return trial.preview
 
 
