@@ -6,7 +6,7 @@ from typing import Any
 import builders
 import pytest
 
-from capgap_core import chain, preflight, preview as previews
+from capgap_core import chain, mixkd, preflight, preview as previews
 from capgap_core.preview import Preview
 from capgap_core.progress import Silent
 from capgap_core.recipes import Minidisc
@@ -84,3 +84,18 @@ def test_a_data_set_that_is_larger_than_what_is_tried_is_scaled(
     part = preview(asked(folder))
     assert part.outputs_bytes == pytest.approx(told.outputs_bytes, rel=0.35)
     assert [e.steps for e in part.estimates] == pytest.approx([e.steps for e in told.estimates], rel=0.2)
+
+
+def test_another_flow_is_told_of_too_with_each_share_of_its_rows(tmp_path: Path) -> None:
+    names = ("data", "teacher_recipe", "evaluate")
+    given = {
+        **{name: builders.TINY[name] for name in names}, "dataset": str(builders.single_csv(tmp_path, 400)),
+        "arms": ["kd", "mixkd"], "matched": ["epochs"], "fractions": [1.0, 0.5], "student": {"epochs": 1},
+        "run": {"root": str(tmp_path / "art"), "threads": 1},
+    }  # fmt: skip
+    checked = preflight.check(given, flow="mixkd")
+    told = previews.preview(checked, Silent())
+    ran = mixkd.follow(checked, chain.in_this_process(Silent())).result
+    stages = [(e.stage, e.role) for e in told.estimates]
+    assert stages == [(s["stage"], s["role"]) for s in ran["stages"] if s["stage"] != "ablation"]
+    assert sum(e.steps for e in told.estimates) == ran["steps_trained"]
