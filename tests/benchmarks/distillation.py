@@ -17,7 +17,7 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from capgap_core import machine
 
 NAME = "distillation"
 EPOCHS = 5
+GROUPED = 50
+"""Batches that the Trainer's sampler sorts by length together: a block of so many has texts of all lengths."""
 TIMES = {"cpu_seconds": "the CPU time", "device_seconds": "the GPU's time"}
 
 
@@ -41,8 +43,13 @@ def student(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
     """Return the blocks of capgap and the loop on one data set, and what keeping the outputs takes."""
     filled = [{"variant": "filling", "repeat": i, **fill(case)} for i in range(repeats)]
     with running([("capgap", loops.capgap, case), ("trainer", loops.trainer, case)]) as pair:
-        rows = by_turns(pair, steps=60, repeats=repeats, warm=60)
+        rows = by_turns(pair, steps=_steps(2 * GROUPED), repeats=repeats, warm=GROUPED)
     return [{"what": "student", **row} for row in [*rows, *filled]]
+
+
+def _steps(ours: int) -> Callable[[str], int]:
+    """Return the steps of a block: so many of capgap, all lengths once of the Trainer."""
+    return lambda name: GROUPED if name.startswith("trainer") else ours
 
 
 def fill(case: dict[str, Any]) -> dict[str, Any]:
@@ -57,10 +64,11 @@ def sandwich(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
     trained = [(name, loops.sandwich, {**case, **changes}) for name, changes in ways.items()]
     trained += [(f"trainer {scale}", loops.trainer, {**case, "scale": scale}) for scale in loops.SEVEN]
     rows: list[dict[str, Any]] = []
-    for some in (trained[:4], trained[4:8], trained[8:]):  # eleven processes at once would not fit everywhere
+    for number, some in enumerate((trained[:4], trained[4:8], trained[8:])):  # eleven at once would not fit everywhere
         with running([trained[1], *some] if trained[1] not in some else some) as group:
-            rows += by_turns(group, steps=12, repeats=repeats, warm=16)
-    return [{"what": "sandwich", **row} for row in rows]
+            found = by_turns(group, steps=_steps(16), repeats=repeats, warm=16)
+            rows += [{"what": "sandwich", "group": number, **row} for row in found]
+    return rows
 
 
 def same_step(case: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
@@ -115,7 +123,7 @@ def compared(frame: pd.DataFrame) -> list[Comparison]:
         found += _students(str(name), own, bound[name])
     for name, own in frame[frame["what"] == "sandwich"].groupby("dataset"):
         filling = frame[(frame["variant"] == "filling") & (frame["dataset"] == name)]
-        found += _sandwiches(str(name), own, (filling[unit_of(frame)] / filling["examples"]).median(), bound[name])
+        found += _sandwiches(str(name), own, (filling[unit_of(frame)] / filling["tokens"]).median(), bound[name])
     steps = frame[frame["what"] == "step"]
     for (dtype, size), own in steps.groupby(["precision", "batch"]) if len(steps) else ():
         for peer in sorted(set(own["variant"]) - {"capgap"}):
@@ -127,7 +135,7 @@ def _students(name: str, own: pd.DataFrame, bound: pd.Series) -> list[Comparison
     each = {}
     for variant in ("capgap", "trainer", "filling"):
         rows = own[own["variant"] == variant].set_index("repeat")
-        each[variant] = rows[unit_of(own)] / rows["examples"]
+        each[variant] = rows[unit_of(own)] / rows["tokens"]
     filled = EPOCHS * each["trainer"] / (EPOCHS * each["capgap"] + each["filling"])
     wall = ratio(own, "trainer", "capgap", unit="wall_seconds")
     return [
@@ -138,12 +146,17 @@ def _students(name: str, own: pd.DataFrame, bound: pd.Series) -> list[Comparison
 
 
 def _sandwiches(name: str, own: pd.DataFrame, filling: float, bound: pd.Series) -> list[Comparison]:
-    cost = own.assign(each=own[unit_of(own)] / own["examples"]).groupby(["variant", "repeat"])["each"].median()
-    loop = sum(cost[f"trainer {scale}"] for scale in loops.SEVEN)
+    """Return what each way takes beside all loops together; both are measured in terms of what ``kept`` then takes."""
+    cost = own.assign(each=own[unit_of(own)] / own["tokens"]).set_index(["group", "repeat"])
+    kept = cost[cost["variant"] == "kept"]["each"]
+    rest = filling / EPOCHS / kept.median()
+    times = cost.assign(each=cost["each"] / kept).reset_index()
+    of = {str(v): rows.groupby("repeat")["each"].median() for v, rows in times.groupby("variant")}
+    loop = pd.concat([of[f"trainer {scale}"] for scale in loops.SEVEN], axis=1).sum(axis=1)
     return [
         Comparison(
-            f"sandwich of seven, {way}, {name}", "seven trainers",
-            loop / (cost[way] + (0.0 if "live" in way else filling / EPOCHS)), bound[way],
+            f"sandwich of seven, {way}, {name}", "seven trainers", loop / (of[way] + (0.0 if "live" in way else rest)),
+            bound[way],
         )
         for way in ("live", "kept", "sampled live", "sampled")
     ]  # fmt: skip
@@ -160,9 +173,9 @@ def line(frame: pd.DataFrame) -> str:
     padded = own.groupby("dataset")[["tokens", "places"]].sum()
     shares = ", ".join(f"{name} {100 * (1 - row['tokens'] / row['places']):.1f}%" for name, row in padded.iterrows())
     lines.append(
-        f"\nMedians (lowest to highest) of {TIMES[unit_of(frame)]} of {int(frame['repeat'].max()) + 1} repeats by "
-        f"turns, {int(first['threads'])} thread of an {first['processor']}, torch {first['torch']}, transformers "
-        f"{first['transformers']}; bfloat16 unless said otherwise. Padding in capgap's batches: {shares}."
+        f"\nMedians (lowest to highest) of {TIMES[unit_of(frame)]} for a token, {int(frame['repeat'].max()) + 1} "
+        f"repeats by turns, {int(first['threads'])} thread of an {first['processor']}, torch {first['torch']}, "
+        f"transformers {first['transformers']}; bfloat16 unless said otherwise. Padding in capgap's batches: {shares}."
     )
     return "\n".join(lines)
 

@@ -159,19 +159,31 @@ def running(trainings: Sequence[tuple[str, Training, dict[str, Any]]]) -> Iterat
             runner.end()
 
 
-def by_turns(runners: Sequence[Runner], *, steps: int, repeats: int, warm: int) -> list[dict[str, Any]]:
-    """Return a row for each block: ``repeats`` of each runner, in one order and then in the other."""
+def by_turns(
+    runners: Sequence[Runner], *, steps: int | Callable[[str], int], repeats: int, warm: int
+) -> list[dict[str, Any]]:
+    """Return a row for each block: ``repeats`` of each runner, in one order and then in the other.
+
+    Parameters
+    ----------
+    steps
+        Of a block, for all or by the name of the runner.
+    """
     for runner in runners:
         runner.block(warm)
     rows: list[dict[str, Any]] = []
     for repeat in range(repeats):
         for runner in runners if repeat % 2 == 0 else list(runners)[::-1]:
-            rows.append({"variant": runner.name, "repeat": repeat, **runner.block(steps)})
+            count = steps(runner.name) if callable(steps) else steps
+            rows.append({"variant": runner.name, "repeat": repeat, **runner.block(count)})
     return rows
 
 
-def ratio(frame: pd.DataFrame, of: str, to: str, *, per: str = "examples", unit: str | None = None) -> pd.Series:
-    """Return, for each repeat, how many times as long one variant takes for the same work as another."""
+def ratio(frame: pd.DataFrame, of: str, to: str, *, per: str = "tokens", unit: str | None = None) -> pd.Series:
+    """Return, for each repeat, how many times as long one variant takes for the same work as another.
+
+    For a token, not for an example: examples of one block may be twice as long as those of the next.
+    """
     cost, unit = {}, unit or unit_of(frame)
     for variant in (of, to):
         own = frame[frame["variant"] == variant].set_index("repeat")
