@@ -25,6 +25,7 @@ from capgap_core.chain import in_this_process  # noqa: E402
 from capgap_core.distillation import Distillation, Objective  # noqa: E402
 from capgap_core.losses import matched_layers  # noqa: E402
 from capgap_core.minidisc import MiniDisc  # noqa: E402
+from capgap_core.mixup import Mixtures, Mixup, Pupil  # noqa: E402
 from capgap_core.outputs import computed  # noqa: E402
 from capgap_core.progress import Silent  # noqa: E402
 from capgap_core.recipes import TrainRecipe  # noqa: E402
@@ -101,6 +102,34 @@ def capgap(gate: Gate, given: dict[str, Any]) -> None:
         student = made.student(case.scale)
         way = computed(made.adapter, student, made.training.dtype, made.device)
         loss_of = _distillation(case, made).loss_of(way)
+        _steps(gate, made, student, loss_of)
+
+
+def mixing(gate: Gate, given: dict[str, Any]) -> None:
+    """Train a student of the teacher's first layers as the stage distil does for an arm of mixkd."""
+    from capgap_core.mixkd import WAYS
+
+    arm, case = given["arm"], Case(**given["case"])
+    made, way = Made(case), WAYS[arm]
+    with machine.ready(made.execution, seed=case.seed) as device:
+        held, theirs = teaching.frozen("bert", ModelInput(reference=made.teacher), made.training, device)
+        whole = models.load(made.adapter, made.teacher)
+        student = models.moved(made.adapter.first_layers(whole, made.shape.layers // 2), device).train()
+        ours = computed(made.adapter, student, made.training.dtype, device)
+        ask = teaching.asked(
+            "bert", ModelInput(reference=made.teacher), made.examples, made.training, keep=case.keep, hidden=False,
+            execution=made.execution, progress=Silent(),
+        )  # fmt: skip
+        objective = Objective(labels=1.0, hidden=0.0, prediction=1.0, distance="mse")
+        loss = Distillation(ask, layers=made.shape.layers, regression=False, objective=objective)
+        loss_of = loss.loss_of(ours)
+        if way.mixes:
+            how = Mixup(
+                samples=1, alpha=0.4, mix=None, per="pair", mask="soft", labels=float(way.mixed_labels),
+                teacher=float(way.mixed_teacher), seed=case.seed,
+            )  # fmt: skip
+            pupils = Pupil.of(ours, student, made.adapter.TYPES), Pupil.of(theirs, held, made.adapter.TYPES)
+            loss_of = Mixtures(how, *pupils, loss, regression=False).added_to(loss_of)
         _steps(gate, made, student, loss_of)
 
 
