@@ -151,7 +151,7 @@ def times_to_equal(own: pd.DataFrame) -> pd.Series:
 
 def line(frame: pd.DataFrame) -> str:
     """Return what the rows show, as tables for the README."""
-    shown = frame[frame["metric"] == frame.groupby("dataset")["metric"].transform("first")]
+    shown = frame[frame["metric"] == frame.groupby("dataset")["metric"].transform("last")]
     text, students = [], shown[shown["what"] == "student"]
     if len(students):
         text += [
