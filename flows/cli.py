@@ -46,9 +46,8 @@ def parser() -> argparse.ArgumentParser:
         ("run", _run, "run one method here and print its result"),
         ("preview", _preview, "try each stage of a run for some steps, and print what the run will take"),
     ):
-        one = commands.add_parser(
-            name, help=words, epilog=params.listing(RECIPES[name]), formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        every = "\n\n".join(f"{flow} {params.listing(RECIPES[flow])}" for flow in sorted(FLOWS))
+        one = commands.add_parser(name, help=words, epilog=every, formatter_class=argparse.RawDescriptionHelpFormatter)
         one.add_argument("name", metavar="NAME", choices=sorted(FLOWS), help=", ".join(sorted(FLOWS)))
         one.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="a parameter: student.scale=0.05")
         one.add_argument("--params", metavar="FILE", help="parameters from a JSON file; -p goes over it")

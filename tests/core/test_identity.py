@@ -96,7 +96,7 @@ trainings = st.fixed_dictionaries({
 })  # fmt: skip
 distillations = st.builds(
     lambda family, temperature, training, keep, reverse: distil.Recipe.model_validate({
-        "family": family, "temperature": temperature, "keep": keep,
+        "family": family, "objective": {"temperature": temperature}, "keep": keep,
         "training": dict(reversed(training.items())) if reverse else training,
     }),
     st.sampled_from(["bert", "other"]), st.sampled_from([1.0, 2.0]), trainings,
