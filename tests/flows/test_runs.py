@@ -29,7 +29,7 @@ def test_any_byte_of_what_a_run_has_written_of_itself_is_found(first, root):
             (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             assert runs.unreadable(root) == [folder / name]
             assert first["run_id"] not in {held["run_id"] for held in runs.results(root)} or name == "params.json"
-            assert runs._parameters(folder) is None or name == "result.json"
+            assert runs._parameters("minidisc", folder) is None or name == "result.json"
         (folder / name).write_bytes(whole)
     assert runs.unreadable(root) == []
 
@@ -120,6 +120,6 @@ def test_doctor_finds_what_will_do_and_what_will_not(prefect_server, tmp_path, m
 
 def test_parameters_of_another_version_are_no_siblings(tmp_path):
     (tmp_path / "params.json").write_text(json.dumps({"no": "such"}))
-    assert runs._parameters(tmp_path) is None
+    assert runs._parameters("minidisc", tmp_path) is None
     (tmp_path / "params.json").write_text(Minidisc().model_dump_json())
-    assert runs._parameters(tmp_path) == Minidisc()
+    assert runs._parameters("minidisc", tmp_path) == Minidisc()
