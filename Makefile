@@ -31,6 +31,7 @@ bench: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python tests/benchmarks/checkpoints.py
 	@$(BIN)/python tests/benchmarks/distillation.py
+	@$(BIN)/python tests/benchmarks/quality.py
 	@$(BIN)/python tests/benchmarks/stages.py
 	@$(BIN)/python tests/benchmarks/loss_heads.py
 

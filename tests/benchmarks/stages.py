@@ -89,7 +89,7 @@ def profiled(gate: Gate, given: dict[str, Any]) -> None:
             self.count, self.wall = 0, 0.0
             self.profile = torch.profiler.profile()  # the CPU, and a GPU where there is one
 
-        def ready(self, **_: Any) -> None:
+        def ready(self, *_: Any, **__: Any) -> None:
             return
 
         def step(self, **_: Any) -> None:
@@ -147,7 +147,7 @@ def measured(gate: Gate, given: dict[str, Any]) -> None:
     class Counted:
         count, keeper = 0, None
 
-        def ready(self, **_: Any) -> None:
+        def ready(self, *_: Any, **__: Any) -> None:
             return
 
         def step(self, **_: Any) -> None:
