@@ -122,10 +122,10 @@ def line(frame: pd.DataFrame) -> str:
     share, size = 100 * saving.median() / EVERY, first["bytes"] / 1e6
     return (
         f"* One in {EVERY:.0f} seconds costs {share:.1f}% of the time: for 22.7 million parameters ({size:.0f} MB)\n"
-        f"  saving took {told(saving)}. A block of {first['steps']} steps with it at the end took\n"
+        f"  saving took {told(saving)}. A block of {first['steps']:.0f} steps with it at the end took\n"
         f"  {told(extra['wall'])} longer than the one beside it without ({told(extra['cpu'])} of CPU time):\n"
         f"  medians (lowest to highest, with the machine's own drift) of {len(both)} pairs, by turns; "
-        f"{first['dtype']}, {first['threads']} threads of an\n  {first['processor']}; `make bench`."
+        f"{first['dtype']}, {first['threads']:.0f} threads of an\n  {first['processor']}; `make bench`."
     )
 
 

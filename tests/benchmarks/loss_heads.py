@@ -290,11 +290,11 @@ def line(frame: Any) -> str:
     lines += ["|---|---|---|---|---|---|"]
     for row in shown.to_dict("records"):
         worst = max(row["hidden_error"], row["weight_error"])
-        cells = (f"{row['vocabulary']:,}", NAMES.get(row["variant"], row["variant"]), row["seconds"],
+        cells = (f"{row['vocabulary']:,.0f}", NAMES.get(row["variant"], row["variant"]), row["seconds"],
                  f"{row['times_ours']:.2f}", f"{row['extra_mib']:,.0f} MiB", f"{worst:.0e}")  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     timed = frame[frame["gap"].isna()]
-    own, rows = timed.iloc[0], ", ".join(f"{n:,}" for n in sorted(set(timed["rows"])))
+    own, rows = timed.iloc[0], ", ".join(f"{n:,}" for n in sorted(set(timed["rows"].astype(int))))
     whose = "GPU" if unit_of(frame) == "device_seconds" else "CPU"
     lines.append(
         f"\n{whose} time of a loss and its gradients, medians (lowest to highest) of {frame['repeat'].max() + 1:.0f} "
