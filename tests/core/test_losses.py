@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capgap_core import losses, targets
-from capgap_core.distillation import Distillation
+from capgap_core.distillation import Distillation, Objective
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -107,7 +107,7 @@ def test_distillation_is_half_the_hidden_error_and_half_the_predictions(tmp_path
     teacher, student = builders.bert(seed=1, labels=labels), builders.bert(seed=2, labels=labels)
     part = builders.examples(tmp_path, 6, regression=regression)
     ask = targets.live(builders.way(teacher.requires_grad_(False)), layers=(0, 1, 2))
-    distillation = Distillation(ask, layers=2, regression=regression, temperature=2.0)
+    distillation = Distillation(ask, layers=2, regression=regression, objective=Objective(temperature=2.0))
     (terms,) = distillation.loss_of(builders.way(student))(part.batch(range(6)), 1)
     counts = {"examples": 6, "tokens": int(part.lengths.sum())}
     found = sum(term.weight * term.total.item() / counts[term.per] for term in terms)
