@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 
 from capgap_core import flops, models
 from capgap_core.distillation import Objective
@@ -14,7 +13,7 @@ from capgap_core.outcome_mixkd import outcome_of
 from capgap_core.preflight import Checked
 from capgap_core.recipes_mixkd import Arm, Mixkd
 from capgap_core.records import ModelInput, Reference
-from capgap_core.shapes import Shape
+from capgap_core.shapes import Kept, Shape
 from capgap_core.stages import (
     ablation as ablation_stage,
     distil as distil_stage,
@@ -60,6 +59,7 @@ class MixKD(Method):
     def __init__(self, checked: Checked, call: Caller) -> None:
         super().__init__(checked, call)
         self._facts: list[ArmFact] = []
+        self._forms: dict[tuple[str, float | None], tuple[Shape, Kept]] = {}
 
     def part(self, data: Reference, fraction: float) -> Reference:
         """Return the data with a share of the training rows, which stages are resolved for from here on."""
@@ -92,10 +92,10 @@ class MixKD(Method):
             labels=1.0, hidden=0.0, prediction=asked.prediction if way.teacher else 0.0, distance=asked.distance,
             temperature=asked.temperature,
         )  # fmt: skip
+        keep = self._keep(asked, training, again=True, hidden=False) if objective.prediction else None
         recipe = distil_stage.Recipe(
-            family=self._family, objective=objective, keep=self._keep(asked, training, again=True, hidden=False),
-            mixup=self.mixed(arm), training=training,
-        )  # fmt: skip
+            family=self._family, objective=objective, keep=keep, mixup=self.mixed(arm), training=training
+        )
         made = self._stage("distil", role, recipe, data=data, teacher=ModelInput(reference=teacher), start=start)
         self._facts.append(self._fact(role, arm, data, training, ModelInput(reference=teacher), start, times=times))
         return made
@@ -113,8 +113,8 @@ class MixKD(Method):
         times: int,
     ) -> ArmFact:  # fmt: skip
         """Return what the report says of an arm; what a teacher is asked for is counted at every step."""
-        adapter, way, mixed = models.family(self._family), WAYS[arm], self.mixed(arm)
-        whole, small = (_forward(adapter, item, self._length) for item in (teacher, start))
+        way, mixed = WAYS[arm], self.mixed(arm)
+        whole, small = (self._forward(item) for item in (teacher, start))
         each = step_flops(small, whole if way.teacher and self.p.student.prediction else 0.0)
         if mixed is not None:
             each += mixed.samples * step_flops(small, whole if mixed.teacher else 0.0)
@@ -125,6 +125,14 @@ class MixKD(Method):
             steps=training.steps, examples=round(seen), passes=round(seen * passes), flops=each * seen,
         )  # fmt: skip
 
+    def _forward(self, item: ModelInput) -> float:
+        """Return the forward FLOPs of a model for an example of mean length; each model is looked at once."""
+        adapter, key = models.family(self._family), (item.reference.path, item.scale)
+        if key not in self._forms:
+            model = models.load(adapter, item)
+            self._forms[key] = adapter.shape_of(model.config), models.kept_by(adapter, model)
+        return flops.forward_flops(adapter, *self._forms[key], self._length)
+
     def report(self, data: Reference, made: Mapping[str, Reference]) -> Reference:
         """Say what came out."""
         p = self.p
@@ -133,11 +141,6 @@ class MixKD(Method):
             device=str(self._device), command=command_of("mixkd", p),
         )  # fmt: skip
         return self._stage("ablation", "", recipe, data=data, **made)
-
-
-def _forward(adapter: ModuleType, item: ModelInput, length: float) -> float:
-    model = models.load(adapter, item)
-    return flops.forward_flops(adapter, adapter.shape_of(model.config), models.kept_by(adapter, model), length)
 
 
 def follow(checked: Checked, call: Caller) -> Outcome:

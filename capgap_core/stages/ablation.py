@@ -54,7 +54,7 @@ def run(
     """Write ``report.md``, ``ablation`` and the figure."""
     stages = {name: item for name, item in inputs.items() if isinstance(item, Reference)}
     rows = [row_of(fact, recipe.arms, stages) for fact in recipe.arms]
-    rows.sort(key=lambda row: (-row["n_train"], [fact.role for fact in recipe.arms].index(row["role"])))
+    rows.sort(key=lambda row: -row["n_train"])  # within a share, in the order of the arms
     tables.write(out_dir / "ablation.parquet", "ablation", rows)
     data = stages["data"].summary
     teacher = _score(stages["evaluate_teacher"], data["metric"])

@@ -1,106 +1,37 @@
 """A teacher's outputs on disk: what was said, asked for once, and made again where they are not whole."""
 
 import errno
-import functools
 import json
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import builders
+import keeping
 import numpy as np
 import pytest
 import torch
 from cut_off import CutOff, Heard
+from keeping import HERE, LABELS, LAYERS, WIDTH, Teacher, content, filled, kept, live, nobody, note_of, outputs, right
 from safetensors.torch import load_file
 
-from capgap_core import in_use, kept_outputs, tables, targets
+from capgap_core import in_use, tables, targets
 from capgap_core.batches import Batch, Examples
-from capgap_core.kept_outputs import FILE, KeptOutputs, Kind, What
-from capgap_core.progress import Progress, Silent
+from capgap_core.kept_outputs import FILE, Kind
 from capgap_core.store import Verify
-from capgap_core.targets import Ask, Target
-
-CPU = torch.device("cpu")
-LAYERS, WIDTH, LABELS = (0, 1, 2), 32, 3
-WHAT: dict[str, Any] = {
-    "teacher": "a" * 64, "code": "b" * 16, "layers": LAYERS, "width": WIDTH, "labels": LABELS, "computed": "float32",
-    "kind": "float32",
-}  # fmt: skip
-HERE = {"device": "cpu", "threads": 1}
+from capgap_core.targets import Target
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pieces so small that there are several, and batches so small that each takes several."""
-    monkeypatch.setattr(kept_outputs, "PIECE", 2**14)
-    monkeypatch.setattr(targets, "ROOM", 24)
+def pieces_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping.small(monkeypatch)
 
 
 @pytest.fixture
 def part(tmp_path: Path) -> Examples:
     return builders.examples(tmp_path)
-
-
-@functools.cache
-def live() -> Ask:
-    return targets.live(builders.way(builders.bert(seed=9)), layers=LAYERS)
-
-
-class Teacher:
-    """A real teacher that remembers which examples it was asked about, and may be cut off before one of them."""
-
-    def __init__(self, *, until: int = 10**9) -> None:
-        self.asked: list[int] = []
-        self.until = until
-
-    def __call__(self, batch: Batch) -> Target:
-        if int(batch.index.max()) >= self.until:
-            raise CutOff
-        self.asked += batch.index.tolist()
-        return live()(batch)
-
-
-def nobody(batch: Batch) -> Target:
-    raise AssertionError(f"the teacher was asked about {batch.index}")
-
-
-def outputs(
-    root: Path, part: Examples, *, verify: Verify = "checksum", machine: dict[str, Any] = HERE,
-    progress: Progress | None = None, by: str = "teacher-c-d", **changes: Any,
-) -> KeptOutputs:  # fmt: skip
-    what = What(**{**WHAT, **changes})
-    return KeptOutputs(root, what, part, by=by, machine=machine, verify=verify, progress=progress or Silent())
-
-
-def kept(ask: Ask, root: Path, part: Examples, **changes: Any) -> Ask:
-    return targets.kept(ask, part, outputs(root, part, **changes), device=CPU, progress=Silent())
-
-
-def filled(root: Path, part: Examples, **changes: Any) -> tuple[Path, list[list[int]]]:
-    """Fill the outputs of a part; return their folder, and the examples of each piece as its notes tell them."""
-    kept(Teacher(), root, part, **changes)
-    folder = outputs(root, part, **changes).folder
-    firsts = [int(note.stem.removeprefix("piece-")) for note in sorted(folder.glob("piece-*.json"))]
-    pieces = [list(range(a, b)) for a, b in zip(firsts, [*firsts[1:], len(part)], strict=True)]
-    return folder, pieces
-
-
-def right(ask: Ask, part: Examples, kind: Kind = "float32") -> None:
-    """Compare with the teacher itself, in batches of other forms than it was asked in."""
-    for index, room in (([7, 2, 5], 100), ([0], 0), (range(24), 0), ([23, 22, 1, 0], 64)):
-        batch = part.batch(list(index), room=room)
-        found, expected = ask(batch), live()(batch)
-        ours, theirs = found.hidden[batch.keep].float(), expected.hidden[batch.keep]
-        assert found.hidden.shape == (batch.room, len(LAYERS), WIDTH)
-        assert found.hidden.dtype == getattr(torch, kind)
-        assert bool(((ours - theirs).abs() <= (2**-8 * theirs.abs() if kind == "bfloat16" else 0.0) + 1e-5).all())
-        assert found.logits.dtype == torch.float32
-        assert torch.allclose(found.logits, expected.logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
@@ -203,133 +134,6 @@ def test_filling_that_is_cut_off_goes_on_with_the_rest(
     right(kept(second, tmp_path, part, verify=verify), part)
     assert sorted(second.asked) == [i for piece in pieces[after:] for i in piece]
     assert (there / FILE).read_bytes() == whole
-
-
-def flip(path: Path, place: int) -> None:
-    held = path.read_bytes()
-    path.write_bytes(held[:place] + bytes([held[place] ^ 4]) + held[place + 1 :])
-
-
-def content(path: Path) -> int:
-    """Return where the tensors begin in a safetensors file."""
-    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
-
-
-def harm_hidden(folder: Path, part: Examples, example: int) -> None:
-    row = len(LAYERS) * WIDTH * 4
-    flip(folder / FILE, content(folder / FILE) + int(part.starts[example]) * row + row // 2 + 2)
-
-
-def harm_logits(folder: Path, part: Examples, example: int) -> None:
-    flip(folder / FILE, (folder / FILE).stat().st_size - (len(part) - example) * LABELS * 4 + 5)
-
-
-def note_of(folder: Path, example: int) -> Path:
-    return [path for path in sorted(folder.glob("piece-*.json")) if int(path.stem[6:]) <= example][-1]
-
-
-def flip_note(folder: Path, _part: Examples, example: int) -> None:
-    flip(note_of(folder, example), 20)
-
-
-def cut_note(folder: Path, _part: Examples, example: int) -> None:
-    note_of(folder, example).write_bytes(note_of(folder, example).read_bytes()[:50])
-
-
-def empty_note(folder: Path, _part: Examples, example: int) -> None:
-    note_of(folder, example).write_bytes(b"")
-
-
-def delete_note(folder: Path, _part: Examples, example: int) -> None:
-    note_of(folder, example).unlink()
-
-
-def other_note(folder: Path, _part: Examples, example: int) -> None:
-    shutil.copyfile(note_of(folder, 0), note_of(folder, example))
-
-
-Harm = Callable[[Path, Examples, int], None]
-NOTES = (flip_note, cut_note, empty_note, delete_note)
-
-
-@pytest.mark.parametrize("harm", [harm_hidden, harm_logits, other_note, *NOTES])
-@pytest.mark.parametrize("example", [9, 23])
-def test_a_piece_that_is_not_whole_is_asked_for_again_alone(
-    tmp_path: Path, part: Examples, harm: Harm, example: int
-) -> None:
-    folder, pieces = filled(tmp_path, part)
-    (piece,) = [piece for piece in pieces if example in piece]
-    assert piece[0] > 0
-    whole = (folder / FILE).read_bytes()
-    harm(folder, part, example)
-    assert ((folder / FILE).read_bytes() == whole) == ("note" in harm.__name__)
-    teacher, heard = Teacher(), Heard()
-    right(kept(teacher, tmp_path, part, progress=heard), part)
-    assert sorted(teacher.asked) == piece
-    assert (folder / FILE).read_bytes() == whole
-    assert len(heard.lines) == (harm is not delete_note)
-    assert all("made again" in line and str(folder) in line for line in heard.lines)
-    right(kept(nobody, tmp_path, part), part)
-
-
-def cut_file(folder: Path) -> None:
-    os.truncate(folder / FILE, (folder / FILE).stat().st_size - 3)
-
-
-def longer_file(folder: Path) -> None:
-    with (folder / FILE).open("ab") as stream:
-        stream.write(b"\0")
-
-
-def flip_header(folder: Path) -> None:
-    flip(folder / FILE, 30)
-
-
-def flip_length(folder: Path) -> None:
-    flip(folder / FILE, 1)
-
-
-def delete_file(folder: Path) -> None:
-    (folder / FILE).unlink()
-
-
-def empty_file(folder: Path) -> None:
-    (folder / FILE).write_bytes(b"")
-
-
-@pytest.mark.parametrize("verify", ["checksum", "sizes"])
-@pytest.mark.parametrize("harm", [cut_file, longer_file, flip_header, flip_length, delete_file, empty_file])
-def test_a_file_that_is_not_whole_is_made_again(
-    tmp_path: Path, part: Examples, harm: Callable[[Path], None], verify: Verify
-) -> None:
-    """What its notes say of another file counts no more, however it is looked at."""
-    folder, _ = filled(tmp_path, part)
-    whole = (folder / FILE).read_bytes()
-    harm(folder)
-    teacher = Teacher()
-    right(kept(teacher, tmp_path, part, verify=verify), part)
-    assert sorted(teacher.asked) == list(range(len(part)))
-    assert (folder / FILE).read_bytes() == whole
-    right(kept(nobody, tmp_path, part, verify="checksum"), part)
-
-
-def test_where_sizes_are_enough_the_content_is_not_read(tmp_path: Path, part: Examples) -> None:
-    folder, _ = filled(tmp_path, part)
-    before = kept(nobody, tmp_path, part, verify="sizes")(part.batch([9]))
-    harm_hidden(folder, part, 9)
-    harm_logits(folder, part, 9)
-    after = kept(nobody, tmp_path, part, verify="sizes")(part.batch([9]))
-    assert not torch.equal(after.hidden, before.hidden)
-    assert not torch.equal(after.logits, before.logits)
-
-
-@pytest.mark.parametrize("harm", NOTES)
-def test_notes_are_read_also_where_sizes_are_enough(tmp_path: Path, part: Examples, harm: Harm) -> None:
-    folder, pieces = filled(tmp_path, part)
-    harm(folder, part, pieces[1][0])
-    teacher = Teacher()
-    right(kept(teacher, tmp_path, part, verify="sizes"), part)
-    assert sorted(teacher.asked) == pieces[1]
 
 
 def test_outputs_of_another_machine_are_used_and_told_of_once(tmp_path: Path, part: Examples) -> None:
