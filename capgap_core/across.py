@@ -16,7 +16,11 @@ def across(p: Any, wrong: set[str]) -> list[Fault]:
 
 def beside(p: Any, teacher: GivenTeacher) -> list[Fault]:
     """Return the faults between the parameters and a teacher that is given."""
-    return _fewer_layers(p.student.layers, teacher.layers) if isinstance(p, Mixkd) else []
+    if not isinstance(p, Mixkd):
+        return []
+    accepted = teacher.mode == "accept" and p.student.begin == "pretrained"
+    faults = _fewer_layers(p.student.layers, teacher.layers)
+    return [*faults, *_no_pretrained("the teacher is fine-tuned already")] if accepted else faults
 
 
 def _minidisc(p: Minidisc, wrong: set[str]) -> list[Fault]:
@@ -30,14 +34,22 @@ def _minidisc(p: Minidisc, wrong: set[str]) -> list[Fault]:
 
 
 def _mixkd(p: Mixkd, wrong: set[str]) -> list[Fault]:
-    if wrong & {"student", "student.layers", "student.scale"}:
+    if wrong & {"student", "student.layers", "student.scale", "student.begin"}:
         return []
     if p.student.layers is not None and p.student.scale is not None:
         rule = f"student.scale = {p.student.scale} is given, too, and the student can begin in one way only"
         return [fault("student.layers", p.student.layers, rule, "Leave one of the two out.")]
+    if p.student.begin == "pretrained" and p.student.scale is not None:
+        return _no_pretrained(f"student.scale = {p.student.scale} slims the fine-tuned teacher")
+    if p.student.begin == "pretrained" and p.teacher == "scratch":
+        return _no_pretrained("a teacher from scratch was never anything else")
     if p.teacher != "scratch" or "teacher_recipe" in wrong or "teacher_recipe.layers" in wrong:
         return []
     return _fewer_layers(p.student.layers, p.teacher_recipe.layers)
+
+
+def _no_pretrained(rule: str) -> list[Fault]:
+    return [fault("student.begin", "pretrained", rule, "Use auto or teacher.")]
 
 
 def _fewer_layers(layers: int | None, whole: int) -> list[Fault]:

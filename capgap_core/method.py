@@ -52,7 +52,7 @@ class Method:
         """What the importance plans, from large to small, the student's last."""
         self._corpus, self._given, self._call = checked.corpus, checked.teacher, call
         self._family = self._given.family if self._given else "bert"
-        self._device = device_of(self.p.run)
+        self.device = device_of(self.p.run)
         self._rows, self._length, self._lengths = 0, 0.0, np.zeros(0, dtype=np.int64)
         self._shape: Shape | None = None
         self._training: dict[str, Training] = {}
@@ -72,7 +72,7 @@ class Method:
             machine.free_memory()  # out of the handler, which would keep what filled it
 
     def _train(self, asked: TrainRecipe, arm: budget.Arm, hidden: int) -> Training:
-        dtype = precision(asked.dtype, self._device, hidden=hidden)
+        dtype = precision(asked.dtype, self.device, hidden=hidden)
         return budget.resolve(
             asked, arm, lengths=self._lengths, hidden=hidden, scratch=self._given is None, protocol=self.p.protocol,
             dtype=dtype, seed=self.p.seed,
@@ -93,7 +93,7 @@ class Method:
             return None if asked.outputs == "live" else asked.outputs
         numbers = len(losses.matched_layers(self._shape.layers)) * self._shape.hidden if hidden else 0
         size = int(self._lengths.sum()) * numbers * machine.KINDS[training.dtype].itemsize
-        wanted = self._device.type == "cpu" and (again or training.steps > training.per_epoch)
+        wanted = self.device.type == "cpu" and (again or training.steps > training.per_epoch)
         return training.dtype if wanted and size <= asked.outputs_gb * 1e9 else None
 
     def data(self, train_rows: int | None = None) -> Reference:

@@ -119,8 +119,8 @@ class MiniDisc(Method):
         """Time a forward pass of every size."""
         threads = machine.threads_of(self.p.run)
         recipe = latency_stage.Recipe(
-            family=self._family, scales=self.scales, length=self.p.evaluate.length, device=str(self._device),
-            threads=threads, machine=machine.name(self._device),
+            family=self._family, scales=self.scales, length=self.p.evaluate.length, device=str(self.device),
+            threads=threads, machine=machine.name(self.device),
         )  # fmt: skip
         return self._stage("latency", "", recipe, importance=importance)
 
@@ -134,7 +134,7 @@ class MiniDisc(Method):
         spent = self._costs.spent(self._training, tradeoff.summary["chosen_scale"])
         recipe = report_stage.Recipe(
             dataset=p.dataset, seed=p.seed, protocol=p.protocol, lam=p.tradeoff.lam,
-            metric_scale=p.tradeoff.metric_scale, scale=p.student.scale, device=str(self._device), spent=spent,
+            metric_scale=p.tradeoff.metric_scale, scale=p.student.scale, device=str(self.device), spent=spent,
             command=command_of("minidisc", p), words={name: data.summary[name] for name in sorted(WORDS)},
             latency=latency.identity if latency else None,
         )  # fmt: skip

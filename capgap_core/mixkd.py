@@ -12,7 +12,7 @@ from capgap_core.outcome import Outcome
 from capgap_core.outcome_mixkd import outcome_of
 from capgap_core.preflight import Checked
 from capgap_core.recipes_mixkd import Arm, Mixkd
-from capgap_core.records import ModelInput, Reference
+from capgap_core.records import Input, ModelInput, Reference
 from capgap_core.shapes import Kept, Shape
 from capgap_core.stages import (
     ablation as ablation_stage,
@@ -58,7 +58,8 @@ class MixKD(Method):
 
     def __init__(self, checked: Checked, call: Caller) -> None:
         super().__init__(checked, call)
-        self._facts: list[ArmFact] = []
+        self.facts: list[ArmFact] = []
+        """Of every arm that was trained."""
         self._forms: dict[tuple[str, float | None], tuple[Shape, Kept]] = {}
 
     def part(self, data: Reference, fraction: float) -> Reference:
@@ -66,19 +67,39 @@ class MixKD(Method):
         made = data
         if fraction < 1.0:
             rows = max(2, round(fraction * data.summary["rows"]["train"]))
-            made = self._stage("part", f"{fraction:g}", part_stage.Recipe(rows=rows, seed=self.p.data.seed), data=data)
+            made = self._stage("part", f"{fraction:g}", part_stage.Recipe(rows=rows, seed=self.p.draw), data=data)
         self._see(made)
         return made
+
+    def begun(self, whole: Reference, fraction: float) -> tuple[Reference, Reference, ModelInput]:
+        """Return a share of the rows, the teacher of those that learn from it, and the weights they begin from."""
+        if self.p.teacher_rows == "same":
+            data = self.part(whole, fraction)
+            teacher = self.teacher(data)
+            return data, teacher, self.start(data, teacher)
+        self._see(whole)
+        teacher = self.teacher(whole)
+        start = self.start(whole, teacher)
+        return self.part(whole, fraction), teacher, start
 
     def start(self, data: Reference, teacher: Reference) -> ModelInput:
         """Return the weights that every arm begins from."""
         if self.p.student.scale is not None:
             self.scales = (self.p.student.scale,)
             return ModelInput(reference=self.importance(data, teacher), scale=self.p.student.scale)
-        recipe = first_layers_stage.Recipe(family=self._family, layers=self.p.student.layers)
-        made = self._stage("first_layers", "", recipe, teacher=ModelInput(reference=teacher))
+        recipe = first_layers_stage.Recipe(
+            family=self._family, layers=self.p.student.layers, pretrained=self._pretrained()
+        )
+        inputs: dict[str, Input] = {"data": data} if recipe.pretrained else {"teacher": ModelInput(reference=teacher)}
+        made = self._stage("first_layers", "", recipe, **inputs)
         self._shape = Shape(**made.summary["shape"])
         return ModelInput(reference=made)
+
+    def _pretrained(self) -> first_layers_stage.Pretrained | None:
+        given = self._given
+        if given is None or given.mode == "accept" or self.p.student.begin == "teacher":
+            return None
+        return first_layers_stage.Pretrained(content=given.content, source=str(given.folder), seed=self.p.seed)
 
     def arm(
         self, role: str, arm: Arm, data: Reference, teacher: Reference, start: ModelInput, *, times: int = 1
@@ -97,7 +118,7 @@ class MixKD(Method):
             family=self._family, objective=objective, keep=keep, mixup=self.mixed(arm), training=training
         )
         made = self._stage("distil", role, recipe, data=data, teacher=ModelInput(reference=teacher), start=start)
-        self._facts.append(self._fact(role, arm, data, training, ModelInput(reference=teacher), start, times=times))
+        self.facts.append(self._fact(role, arm, data, training, ModelInput(reference=teacher), start, times=times))
         return made
 
     def mixed(self, arm: Arm) -> Mixup | None:
@@ -137,8 +158,8 @@ class MixKD(Method):
         """Say what came out."""
         p = self.p
         recipe = ablation_stage.Recipe(
-            dataset=p.dataset, seed=p.seed, teacher_rows=p.teacher_rows, arms=tuple(self._facts),
-            device=str(self._device), command=command_of("mixkd", p),
+            dataset=p.dataset, seed=p.seed, teacher_rows=p.teacher_rows, arms=tuple(self.facts),
+            device=str(self.device), command=command_of("mixkd", p),
         )  # fmt: skip
         return self._stage("ablation", "", recipe, data=data, **made)
 

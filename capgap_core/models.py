@@ -13,6 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from capgap_core import plan, slimming, tables
+from capgap_core.errors import StageFailed
+from capgap_core.given_files import content_of
 from capgap_core.records import Input, ModelInput, Reference
 from capgap_core.shapes import Kept, Shape
 
@@ -95,6 +97,32 @@ def set_labels(model: PreTrainedModel, labels: list[str]) -> None:
     """Write the label names into a model's config, so that its pipeline speaks of them."""
     model.config.id2label = dict(enumerate(labels)) if labels else {0: "score"}
     model.config.label2id = {name: i for i, name in model.config.id2label.items()}
+
+
+def given(
+    adapter: ModuleType, source: str, content: str, *, stage: str, labels: int | None, seed: int
+) -> PreTrainedModel:
+    """Load a model that a user gave, as it is or with a new head.
+
+    Parameters
+    ----------
+    content
+        The digest of its files when the run began.
+    labels
+        Of the new head; null: its own head stays.
+
+    Raises
+    ------
+    StageFailed
+        Its files have changed, or are not whole.
+    """
+    if content_of(Path(source)) != content:
+        raise StageFailed(stage, f"files of {source} changed after the run began", "Start the run again.")
+    if labels is None:
+        return adapter.load_given(source, new_head=False)
+    model = adapter.load_given(source, new_head=True, num_labels=labels)
+    new_head(model, adapter, seed=seed)
+    return model
 
 
 def new_head(model: PreTrainedModel, adapter: ModuleType, *, seed: int) -> None:

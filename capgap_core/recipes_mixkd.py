@@ -29,6 +29,12 @@ class PupilRecipe(DistilRecipe):
     layers: int | None = Field(
         default=None, ge=1, le=48, description="It starts as the first layers of the teacher; null: half of them."
     )
+    begin: Literal["auto", "pretrained", "teacher"] = Field(
+        default="auto",
+        description="Whose layers these are: of the given model before it was fine-tuned, with a new head, or of the "
+        "fine-tuned teacher, whose weights know of every row it saw; auto: pretrained where there is one and scale is "
+        "not given.",
+    )
     scale: Scale | None = Field(
         default=None, description="It starts as the teacher slimmed to this scale instead; null: it does not."
     )
@@ -78,6 +84,7 @@ class Mixkd(Recipe):
     fractions: tuple[Fraction, ...] = Field(
         default=(1.0,), min_length=1, max_length=16, description="Shares of the training rows that students are given."
     )
+    draw: int = Field(default=0, ge=0, lt=2**31, description="Draws which rows the shares hold.")
     teacher_rows: Literal["all", "same"] = Field(
         default="all", description="all: one teacher saw every training row; same: as few as its student."
     )

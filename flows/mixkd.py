@@ -35,6 +35,7 @@ def mixkd(
     arms: tuple[Arm, ...] = ARMS,
     matched: tuple[Literal["epochs", "tokens"], ...] = ("epochs", "tokens"),
     fractions: tuple[Fraction, ...] = (1.0,),
+    draw: Annotated[int, Field(ge=0, lt=2**31)] = 0,
     teacher_rows: Literal["all", "same"] = "all",
     data: DataRecipe = DataRecipe(),
     teacher_recipe: TeacherRecipe = TeacherRecipe(),

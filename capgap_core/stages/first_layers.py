@@ -1,4 +1,4 @@
-"""The first layers of a teacher, with its embeddings and head: where a student of fewer layers begins (MixKD)."""
+"""The first layers of a model, with its embeddings: where a student of fewer layers begins (MixKD)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +6,22 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import models
+from capgap_core.machine import ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
-from capgap_core.records import Input, Made
+from capgap_core.records import Input, Made, Reference
+
+
+class Pretrained(BaseModel):
+    """The given model, as it was before it was fine-tuned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    content: str
+    """Digest of its files."""
+    source: str
+    seed: int
+    """Draws the head, which it does not have for this task."""
 
 
 class Recipe(BaseModel):
@@ -19,15 +32,27 @@ class Recipe(BaseModel):
     family: str
     layers: int | None
     """Null: half of the teacher's, at least one."""
+    pretrained: Pretrained | None = None
+    """Null: they are the fine-tuned teacher's, with its head."""
 
 
 def run(
     recipe: Recipe, inputs: Mapping[str, Input], out_dir: Path, *, execution: Execution, progress: Progress
 ) -> Made:
-    """Write ``model/``."""
+    """Write ``model/``, from the input ``teacher``, or from what was given and the labels of the input ``data``."""
     adapter = models.family(recipe.family)
-    teacher = models.load(adapter, inputs["teacher"])
-    whole = adapter.shape_of(teacher.config).layers
-    model = adapter.first_layers(teacher, recipe.layers or max(1, whole // 2))
-    models.save(model, models.model_folder(inputs["teacher"]), out_dir / "model")
-    return Made(summary={"shape": vars(adapter.shape_of(model.config)), "of_layers": whole})
+    if recipe.pretrained is None:
+        whole, words = models.load(adapter, inputs["teacher"]), models.model_folder(inputs["teacher"])
+    else:
+        data, given = inputs["data"], recipe.pretrained
+        assert isinstance(data, Reference)
+        labels, words = data.summary["labels"], data.folder / "model"
+        with ready(execution, seed=given.seed):  # a pooler that is missing is drawn
+            whole = models.given(
+                adapter, given.source, given.content, stage="first_layers", labels=max(1, len(labels)), seed=given.seed
+            )
+        models.set_labels(whole, labels)
+    layers = adapter.shape_of(whole.config).layers
+    model = adapter.first_layers(whole, recipe.layers or max(1, layers // 2))
+    models.save(model, words, out_dir / "model")
+    return Made(summary={"shape": vars(adapter.shape_of(model.config)), "of_layers": layers})

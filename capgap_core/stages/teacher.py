@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from capgap_core import checkpoints, models, scoring, steps
-from capgap_core.errors import StageFailed
-from capgap_core.given_files import content_of
 from capgap_core.machine import ready
 from capgap_core.outputs import computed
 from capgap_core.progress import Progress
@@ -84,10 +82,6 @@ def _start(recipe: Recipe, data: Reference) -> PreTrainedModel:
         sizes = recipe.scratch.model_dump()
         return adapter.scratch(vocabulary=data.summary["vocabulary"], labels=labels, **sizes)
     assert recipe.source is not None
-    if content_of(Path(recipe.source)) != recipe.content:
-        raise StageFailed("teacher", f"files of {recipe.source} changed after the run began", "Start the run again.")
-    if recipe.mode == "accept":
-        return adapter.load_given(recipe.source, new_head=False)
-    model = adapter.load_given(recipe.source, new_head=True, num_labels=labels)
-    models.new_head(model, adapter, seed=recipe.seed)
-    return model
+    assert recipe.content is not None
+    head = None if recipe.mode == "accept" else labels
+    return models.given(adapter, recipe.source, recipe.content, stage="teacher", labels=head, seed=recipe.seed)

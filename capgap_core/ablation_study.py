@@ -1,0 +1,148 @@
+"""MixKD's arms over draws of the training rows and over seeds, each arm tuned alike on the selection part.
+
+A cell is one data set, one share of its rows and one kind of teacher. In it every arm is first tried with the same
+number of settings, on a draw of the rows that no result comes from; the setting with the best metric on the selection
+part is the arm's in all draws and seeds. Only then is anything measured on the part that nobody tuned on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from capgap_core import tables
+from capgap_core.method import Caller
+from capgap_core.mixkd import MixKD
+from capgap_core.preflight import Checked
+from capgap_core.recipes_mixkd import Arm, Mixkd
+from capgap_core.records import ModelInput, Reference
+from capgap_core.stages.ablation import row_of
+
+TUNED_ON = 0
+"""The draw of the rows that arms are tuned on; results come from the draws after it."""
+RANGES = {
+    "learning_rate": (5e-5, 8e-4), "prediction": (0.1, 10.0), "labels": (0.1, 10.0), "teacher": (0.1, 10.0),
+    "alpha": (0.1, 2.0),
+}  # fmt: skip
+"""Between which settings are tried, evenly in their logarithm."""
+FIRST = {"learning_rate": 2e-4, "prediction": 1.0, "labels": 1.0, "teacher": 1.0, "alpha": 0.4}
+"""The setting that is tried first: what capgap does unasked."""
+
+Setting = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is compared: one data set, one share of its rows, one kind of teacher."""
+
+    dataset: str
+    """As it is published, which does not say where it lies."""
+    fraction: float
+    trials: int
+    draws: Sequence[int]
+    seeds: Sequence[int]
+    """Arms are tuned with the first."""
+
+
+def settings(trials: int) -> list[Setting]:
+    """Return the settings that every arm is tried with, of which it uses what it knows.
+
+    Drawn with a fixed seed after ``FIRST``, so that all arms are tried at the same learning rates.
+    """
+    drawn = np.random.default_rng(0).random((trials - 1, len(RANGES)))
+    found = [
+        {name: low * (high / low) ** float(u) for u, (name, (low, high)) in zip(point, RANGES.items(), strict=True)}
+        for point in drawn
+    ]
+    return [FIRST, *found]
+
+
+def with_setting(p: Mixkd, setting: Setting) -> Mixkd:
+    """Return the parameters with a setting in them."""
+    student = {name: setting[name] for name in ("learning_rate", "prediction")}
+    mixup = {name: setting[name] for name in ("labels", "teacher", "alpha")}
+    return p.model_copy(
+        update={"student": p.student.model_copy(update=student), "mixup": p.mixup.model_copy(update=mixup)}
+    )
+
+
+def follow(checked: Checked, call: Caller, cell: Cell) -> Iterator[list[dict[str, Any]]]:
+    """Tune every arm, then train and measure it on every draw and with every seed.
+
+    Yields
+    ------
+    Published rows, as they are known: those of each arm's trials, then those of each draw and seed.
+    """
+    chosen: dict[Arm, Setting] = {}
+    for arm in checked.parameters.arms:
+        rows = _trials(checked, call, cell, arm)
+        chosen[arm] = next({name: row[name] for name in FIRST} for row in rows if row["chosen"])
+        yield rows
+    for draw in cell.draws:
+        for seed in cell.seeds:
+            p = checked.parameters.model_copy(update={"draw": draw, "seed": seed})
+            yield [
+                row
+                for name, arm, times in p.trainings()
+                for row in [_measured(_at(checked, p, chosen[arm]), call, cell, name, arm, times, chosen[arm])]
+            ]
+
+
+def _at(checked: Checked, p: Mixkd, setting: Setting) -> Checked:
+    return replace(checked, parameters=with_setting(p, setting))
+
+
+def _trials(checked: Checked, call: Caller, cell: Cell, arm: Arm) -> list[dict[str, Any]]:
+    """Return a row for each setting that an arm was tried with; the first of the best is chosen."""
+    p = checked.parameters.model_copy(update={"draw": TUNED_ON, "seed": cell.seeds[0]})
+    rows = []
+    for number, setting in enumerate(settings(cell.trials)):
+        m = MixKD(_at(checked, p, setting), call)
+        whole = m.data()
+        data, teacher, start = m.begun(whole, cell.fraction)
+        student = m.arm(arm, arm, data, teacher, start)
+        measured = m.evaluate(f"{arm} trial", data, ModelInput(reference=student), split="selection")
+        scores = tables.read(measured.table("metrics"))
+        score = next(row for row in scores if row["metric"] == data.summary["metric"])
+        rows.append(
+            {
+                **_shared(cell, p, m, data, student, setting), "role": "trial", "training": arm, "arm": arm,
+                "matched": "epochs", "trial": number, "split": "selection", "metric": score["metric"],
+                "value": score["value"], "stderr": score["stderr"], "n": score["n"], "code": measured.code,
+                "identity": measured.identity,
+            }
+        )  # fmt: skip
+    best = max(rows, key=lambda row: row["value"])
+    return [{**row, "chosen": row is best} for row in rows]
+
+
+def _measured(
+    checked: Checked, call: Caller, cell: Cell, name: str, arm: Arm, times: int, setting: Setting
+) -> dict[str, Any]:
+    """Return the row of one student on the part that nobody tuned on."""
+    m = MixKD(checked, call)
+    whole = m.data()
+    data, teacher, start = m.begun(whole, cell.fraction)
+    student = m.arm(name, arm, data, teacher, start, times=times)
+    own = m.evaluate(name, whole, ModelInput(reference=student))
+    seen = m.evaluate(f"{name} seen", data, ModelInput(reference=student), split="train")
+    (fact,) = m.facts
+    found = row_of(fact, (fact,), {"data": whole, f"evaluate_{name}": own, f"seen_{name}": seen})
+    theirs = tables.read(m.evaluate("teacher", whole, ModelInput(reference=teacher)).table("metrics"))
+    return {
+        **_shared(cell, m.p, m, data, student, setting), "role": "student", "training": name, "trial": None,
+        "chosen": True, "split": whole.summary["eval_name"], "code": own.code, "identity": own.identity,
+        "teacher_value": next(row["value"] for row in theirs if row["metric"] == found["metric"]),
+        "constant": whole.summary["constant"]["evaluation"],
+        **{key: value for key, value in found.items() if key not in ("role", "n_train")},
+    }  # fmt: skip
+
+
+def _shared(cell: Cell, p: Mixkd, m: MixKD, data: Reference, student: Reference, setting: Setting) -> dict[str, Any]:
+    (fact,) = m.facts
+    return {
+        "flow": "mixkd", "dataset": cell.dataset, "fraction": cell.fraction, "teacher_rows": p.teacher_rows,
+        "n_train": data.summary["rows"]["train"], "draw": p.draw, "seed": p.seed, "steps": fact.steps,
+        "seconds": student.seconds, "device": str(m.device), **setting,
+    }  # fmt: skip

@@ -1,0 +1,124 @@
+"""Make the published ablation of MixKD and the README's table of it: ``python -m flows.ablation run | table``."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from capgap_core import locks, preflight, published_mixkd
+from capgap_core.errors import InputFaults
+from capgap_core.progress import Lines, Silent
+from flows import results, servers
+from flows.places import default_root
+
+PUBLISHED = results.PROJECT / "artifacts" / "published" / "mixkd.parquet"
+HELD_OUT = {"train": "train_sample.jsonl.xz", "eval": "train_sample_heldout.jsonl.xz"}
+SETS: dict[str, tuple[str, dict[str, str] | None]] = {"mnli-sample": ("mnli", HELD_OUT)}
+"""Name → (folder, file of each part); another name is that of its folder, whose parts tell by their names."""
+LENGTHS = ((200, 16, 15.0), (2000, 32, 5.0), (10**9, 32, 2.0))
+"""(training rows up to, examples in a step, epochs): every arm of a share is trained alike."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the two commands; return its exit status."""
+    given = _parser().parse_args(argv)
+    if given.command == "table":
+        return show_table(PUBLISHED, results.README, check=given.check)
+    # torch reads it when it is loaded, which is not yet.
+    os.environ.update(servers.PATIENT_THREADS)
+    try:
+        with servers.interruptible():
+            for name in given.sets:
+                for fraction in given.fractions:
+                    make(name, fraction, given)
+    except InputFaults as faults:
+        _say(str(faults))
+        return 2
+    except servers.Interrupted as interrupted:
+        _say(f"interrupted; what has finished is in {PUBLISHED}, and the same command goes on")
+        return 128 + interrupted.number
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m flows.ablation", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="make every training and publish the finished ones")
+    run.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with a folder for each set")
+    run.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="folder of the pretrained teacher")
+    run.add_argument("--sets", nargs="+", default=["sst-2", "mnli-sample", "mrpc"], metavar="SET")
+    run.add_argument("--rows", type=int, default=8000, help="most training rows of a set (%(default)s)")
+    run.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0], metavar="SHARE")
+    run.add_argument("--teacher-rows", choices=("all", "same"), default="all")
+    run.add_argument("--layers", type=int, default=2, help="layers of the student (%(default)s)")
+    run.add_argument("--trials", type=int, default=8, help="settings that each arm is tried with (%(default)s)")
+    run.add_argument("--draws", type=int, default=5, help="draws of the rows, where not all are taken (%(default)s)")
+    run.add_argument("--seeds", type=int, nargs="+", default=[1, 2], metavar="SEED")
+    run.add_argument("--threads", type=int, default=None)
+    run.add_argument("--root", type=Path, default=default_root(), metavar="DIR", help="the store")
+    table = commands.add_parser("table", help="write the published results into the README")
+    table.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README differs")
+    return top
+
+
+def asked_for(name: str, fraction: float, given: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the runs of ``capgap/mixkd`` that a cell of the study is made of."""
+    folder, splits = SETS.get(name, (name, None))
+    rows = round(fraction * given.rows)
+    batch, epochs = next((batch, epochs) for most, batch, epochs in LENGTHS if rows <= most)
+    return {
+        "dataset": str(given.data.absolute() / folder), "teacher": str(given.teacher.absolute()),
+        "teacher_rows": given.teacher_rows,
+        "data": {"train_rows": given.rows, "selection_rows": 1000, "calibration_rows": 8, "splits": splits},
+        "student": {"layers": given.layers, "batch_size": batch, "epochs": epochs},
+        "run": {"root": str(given.root.absolute()), "threads": given.threads, "verify": "sizes"},
+    }  # fmt: skip
+
+
+def make(name: str, fraction: float, given: argparse.Namespace) -> None:
+    """Make the trainings of one share of one set, and publish each part of them as soon as it is whole."""
+    checked = preflight.check(asked_for(name, fraction, given), flow="mixkd")
+    study = importlib.import_module("capgap_core.ablation_study")  # needs torch
+    chain = importlib.import_module("capgap_core.chain")
+    draws = range(1, given.draws + 1) if fraction < 1.0 else [1]
+    cell = study.Cell(dataset=name, fraction=fraction, trials=given.trials, draws=draws, seeds=given.seeds)
+    call = chain.in_this_process(Lines(every=60.0))
+    made: list[dict[str, Any]] = []
+    for rows in study.follow(checked, call, cell):
+        made += rows
+        publish(pd.DataFrame(made), PUBLISHED)
+        _say(f"{name}, {fraction:g} of the rows, teacher of {given.teacher_rows}: {len(made)} trainings published")
+
+
+def publish(frame: pd.DataFrame, file: Path) -> None:
+    """Put rows into the published file in place of those of the same cells; several processes may do so at once."""
+    with locks.held(file.with_name(f".{file.name}.lock"), Silent()):
+        before = pq.read_table(file).to_pandas() if file.is_file() else None
+        results.write(file, published_mixkd.joined(before, frame))
+
+
+def show_table(file: Path, readme: Path, *, check: bool) -> int:
+    """Write the table of the published rows into the README, or only say whether it is there; return the status."""
+    before = readme.read_text(encoding="utf8")
+    after = results.with_table(before, published_mixkd.readme_table(pq.read_table(file).to_pandas()), name="mixkd")
+    if before == after:
+        return 0
+    if check:
+        _say(f"{readme} does not show what {file} holds: python -m flows.ablation table")
+        return 1
+    readme.write_text(after, encoding="utf8")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
