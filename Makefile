@@ -3,7 +3,7 @@ PYTHON ?= python3
 STAMP := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: run up test check chaos bench results clean install
+.PHONY: run up test check chaos bench results ablation clean install
 
 run: install
 	@$(BIN)/capgap up --run minidisc $(if $(filter 0,$(KEEP)),--no-keep)
@@ -38,6 +38,10 @@ bench: install
 # Makes every published run (hours), then the README's table: make results DATA=<folder of the sets> TEACHER=<folder>
 results: install
 	@$(BIN)/python -m flows.results run --data "$(DATA)" --teacher "$(TEACHER)" && $(BIN)/python -m flows.results table
+
+# Makes the published ablation of MixKD (hours), then its table: make ablation DATA=<folder of the sets> TEACHER=<folder>
+ablation: install
+	@$(BIN)/python -m flows.ablation run --data "$(DATA)" --teacher "$(TEACHER)" $(ARGS) && $(BIN)/python -m flows.ablation table
 
 # Installs again only where what is asked for has changed: the stamp holds the hash of both files.
 install:

@@ -75,7 +75,7 @@ def follow(checked: Checked, call: Caller, cell: Cell) -> Iterator[list[dict[str
     Published rows, as they are known: those of each arm's trials, then those of each draw and seed.
     """
     chosen: dict[Arm, Setting] = {}
-    for arm in checked.parameters.arms:
+    for arm in dict.fromkeys(arm for _, arm, _ in checked.parameters.trainings()):
         rows = _trials(checked, call, cell, arm)
         chosen[arm] = next({name: row[name] for name in FIRST} for row in rows if row["chosen"])
         yield rows
@@ -128,7 +128,8 @@ def _measured(
     own = m.evaluate(name, whole, ModelInput(reference=student))
     seen = m.evaluate(f"{name} seen", data, ModelInput(reference=student), split="train")
     (fact,) = m.facts
-    found = row_of(fact, (fact,), {"data": whole, f"evaluate_{name}": own, f"seen_{name}": seen})
+    stages = {"data": whole, f"student_{name}": student, f"evaluate_{name}": own, f"seen_{name}": seen}
+    found = row_of(fact, (fact,), stages)
     theirs = tables.read(m.evaluate("teacher", whole, ModelInput(reference=teacher)).table("metrics"))
     return {
         **_shared(cell, m.p, m, data, student, setting), "role": "student", "training": name, "trial": None,

@@ -5,7 +5,7 @@ from typing import Any
 from capgap_core.errors import Fault, fault
 from capgap_core.given_teacher import GivenTeacher
 from capgap_core.recipes import Minidisc
-from capgap_core.recipes_mixkd import Mixkd
+from capgap_core.recipes_mixkd import ARMS, UNLABELLED, Mixkd
 
 
 def across(p: Any, wrong: set[str]) -> list[Fault]:
@@ -17,6 +17,8 @@ def across(p: Any, wrong: set[str]) -> list[Fault]:
 def beside(p: Any, teacher: GivenTeacher) -> list[Fault]:
     """Return the faults between the parameters and a teacher that is given."""
     if not isinstance(p, Mixkd):
+        return []
+    if p.student.model is not None:
         return []
     accepted = teacher.mode == "accept" and p.student.begin == "pretrained"
     faults = _fewer_layers(p.student.layers, teacher.layers)
@@ -34,18 +36,40 @@ def _minidisc(p: Minidisc, wrong: set[str]) -> list[Fault]:
 
 
 def _mixkd(p: Mixkd, wrong: set[str]) -> list[Fault]:
-    if wrong & {"student", "student.layers", "student.scale", "student.begin"}:
+    faults = [] if wrong & {"arms", "unlabelled"} else _arms(p)
+    if wrong & {"student", "student.layers", "student.scale", "student.begin", "student.model"}:
+        return faults
+    begins = _begins(p)
+    if begins or p.teacher != "scratch" or wrong & {"teacher_recipe", "teacher_recipe.layers"}:
+        return faults + begins
+    return faults + _fewer_layers(p.student.layers, p.teacher_recipe.layers)
+
+
+def _arms(p: Mixkd) -> list[Fault]:
+    """Return a fault for each arm that was named and lacks its rows; where none was named, those are left out."""
+    if p.arms == ARMS or p.unlabelled is not None:
         return []
-    if p.student.layers is not None and p.student.scale is not None:
-        rule = f"student.scale = {p.student.scale} is given, too, and the student can begin in one way only"
-        return [fault("student.layers", p.student.layers, rule, "Leave one of the two out.")]
-    if p.student.begin == "pretrained" and p.student.scale is not None:
-        return _no_pretrained(f"student.scale = {p.student.scale} slims the fine-tuned teacher")
-    if p.student.begin == "pretrained" and p.teacher == "scratch":
+    rule, remedy = "learns from texts without labels", "Give unlabelled=<file>, or leave the arm out."
+    return [fault("arms", arm, rule, remedy) for arm in p.arms if arm in UNLABELLED]
+
+
+def _begins(p: Mixkd) -> list[Fault]:
+    """Return the fault of a student that would have to begin in two ways, or in one that there is not."""
+    asked, scratch = p.student, p.teacher == "scratch"
+    twice, one = "and the student can begin in one way only", "Leave one of the two out."
+    for name, value in (("layers", asked.layers), ("model", asked.model)):
+        if value is not None and asked.scale is not None:
+            return [fault(f"student.{name}", value, f"student.scale = {asked.scale} is given, too, {twice}", one)]
+    if asked.model is not None and scratch:
+        rule = "a teacher from scratch has a tokenizer of its own, and the two have to read alike"
+        return [fault("student.model", asked.model, rule, "Give a teacher, too, or leave it out.")]
+    if asked.model is not None and asked.begin == "teacher":
+        return [fault("student.begin", "teacher", f"student.model is given, too, {twice}", one)]
+    if asked.begin == "pretrained" and asked.scale is not None:
+        return _no_pretrained(f"student.scale = {asked.scale} slims the fine-tuned teacher")
+    if asked.begin == "pretrained" and scratch:
         return _no_pretrained("a teacher from scratch was never anything else")
-    if p.teacher != "scratch" or "teacher_recipe" in wrong or "teacher_recipe.layers" in wrong:
-        return []
-    return _fewer_layers(p.student.layers, p.teacher_recipe.layers)
+    return []
 
 
 def _no_pretrained(rule: str) -> list[Fault]:

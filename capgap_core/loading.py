@@ -75,9 +75,20 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def read_local(parts: dict[str, list[Path]], cache: Cache, problems: Problems) -> dict[str, Table]:
-    """Return part → table of those that can be read; what is wrong with the others goes to ``problems``."""
-    tables = {part: _read_files(part, files, cache, problems) for part, files in parts.items()}
+def is_lines(path: Path) -> bool:
+    """Return whether a file holds a text in each line and nothing else, by its name."""
+    name = path.name.lower()
+    return any(name.endswith(f".txt{compression}") for compression in ("", *COMPRESSIONS))
+
+
+def read_local(
+    parts: dict[str, list[Path]], cache: Cache, problems: Problems, *, lines: bool = False
+) -> dict[str, Table]:
+    """Return part → table of those that can be read; what is wrong with the others goes to ``problems``.
+
+    With ``lines`` files hold a text in each line, which becomes the column ``text``.
+    """
+    tables = {part: _read_files(part, files, cache, problems, lines=lines) for part, files in parts.items()}
     unlike({part: table.content for part, table in tables.items() if table is not None}, problems)
     return {part: table for part, table in tables.items() if table is not None}
 
@@ -93,10 +104,10 @@ def unlike(contents: dict[str, str], problems: Problems) -> None:
             problems.add(fault(field, part, rule, "Name another file or split for one of them."))
 
 
-def _read_files(part: str, files: list[Path], cache: Cache, problems: Problems) -> Table | None:
+def _read_files(part: str, files: list[Path], cache: Cache, problems: Problems, *, lines: bool) -> Table | None:
     """Return the rows of a part's files, or None with a fault."""
     where = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
-    builder = format_of(files[0])
+    builder = "text" if lines else format_of(files[0])
     zst = files[0].name.lower().endswith(".zst") and importlib.util.find_spec("zstandard") is None
     if builder is None or zst:
         rule = "needs the Python package zstandard" if zst else f"is none of {', '.join(FORMATS)}"

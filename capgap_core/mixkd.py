@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from capgap_core import flops, models
 from capgap_core.distillation import Objective
@@ -19,6 +20,7 @@ from capgap_core.stages import (
     distil as distil_stage,
     first_layers as first_layers_stage,
     part as part_stage,
+    pseudo_labels as pseudo_labels_stage,
 )  # fmt: skip
 from capgap_core.stages.ablation import ArmFact
 from capgap_core.training import Training
@@ -31,6 +33,8 @@ class Way:
     teacher: bool = True
     mixed_labels: bool = False
     mixed_teacher: bool = False
+    unlabelled: bool = False
+    """Whether there are more rows, which the teacher labels."""
     changes: Mapping[str, object] = field(default_factory=dict)
     """Of how examples are mixed."""
 
@@ -47,6 +51,8 @@ WAYS: dict[Arm, Way] = {
     "kd_tmkd": Way(mixed_teacher=True),
     "mixkd": Way(mixed_labels=True, mixed_teacher=True),
     "repeats": Way(mixed_labels=True, mixed_teacher=True, changes={"mix": 1.0, "alpha": None}),
+    "kd_unlabelled": Way(unlabelled=True),
+    "mixkd_unlabelled": Way(mixed_labels=True, mixed_teacher=True, unlabelled=True),
     "noise": Way(mixed_labels=True, mixed_teacher=True, changes={"kind": "noise"}),
 }
 
@@ -58,6 +64,7 @@ class MixKD(Method):
 
     def __init__(self, checked: Checked, call: Caller) -> None:
         super().__init__(checked, call)
+        self._more = checked.more
         self.facts: list[ArmFact] = []
         """Of every arm that was trained."""
         self._forms: dict[tuple[str, float | None], tuple[Shape, Kept]] = {}
@@ -87,17 +94,20 @@ class MixKD(Method):
         if self.p.student.scale is not None:
             self.scales = (self.p.student.scale,)
             return ModelInput(reference=self.importance(data, teacher), scale=self.p.student.scale)
+        own = self._more.student
         recipe = first_layers_stage.Recipe(
-            family=self._family, layers=self.p.student.layers, pretrained=self._pretrained()
-        )
+            family=self._family, layers=self.p.student.layers or (own.layers if own else None),
+            pretrained=self._pretrained(),
+        )  # fmt: skip
         inputs: dict[str, Input] = {"data": data} if recipe.pretrained else {"teacher": ModelInput(reference=teacher)}
         made = self._stage("first_layers", "", recipe, **inputs)
         self._shape = Shape(**made.summary["shape"])
         return ModelInput(reference=made)
 
     def _pretrained(self) -> first_layers_stage.Pretrained | None:
-        given = self._given
-        if given is None or given.mode == "accept" or self.p.student.begin == "teacher":
+        given = self._more.student or self._given
+        fitted = self._more.student is None and (given is None or given.mode == "accept")
+        if given is None or fitted or self.p.student.begin == "teacher":
             return None
         return first_layers_stage.Pretrained(content=given.content, source=str(given.folder), seed=self.p.seed)
 
@@ -108,7 +118,11 @@ class MixKD(Method):
         assert self._shape is not None
         asked, way = self.p.student, WAYS[arm]
         training = self._train(asked, "student", self._shape.hidden)
-        training = training.model_copy(update={"steps": training.steps * times})
+        steps, rows = training.steps * times, data
+        if way.unlabelled:
+            rows = self.pseudo_labels(data, teacher)
+            training = self._train(asked, "student", self._shape.hidden)
+        training = training.model_copy(update={"steps": steps})
         objective = Objective(
             labels=1.0, hidden=0.0, prediction=asked.prediction if way.teacher else 0.0, distance=asked.distance,
             temperature=asked.temperature,
@@ -117,8 +131,22 @@ class MixKD(Method):
         recipe = distil_stage.Recipe(
             family=self._family, objective=objective, keep=keep, mixup=self.mixed(arm), training=training
         )
-        made = self._stage("distil", role, recipe, data=data, teacher=ModelInput(reference=teacher), start=start)
+        made = self._stage("distil", role, recipe, data=rows, teacher=ModelInput(reference=teacher), start=start)
         self.facts.append(self._fact(role, arm, data, training, ModelInput(reference=teacher), start, times=times))
+        self._see(data)
+        return made
+
+    def pseudo_labels(self, data: Reference, teacher: Reference) -> Reference:
+        """Return the rows with more that the teacher labels, which stages are resolved for from here on."""
+        texts = self._more.unlabelled
+        assert texts is not None
+        recipe = pseudo_labels_stage.Recipe(
+            family=self._family, content=texts.content, columns=self._corpus.text_columns,
+            max_length=self.p.data.max_length,
+            source=pseudo_labels_stage.Source(path=str(texts.path), cache=str(Path(self.p.run.root or ".") / "cache")),
+        )  # fmt: skip
+        made = self._stage("pseudo_labels", "", recipe, data=data, teacher=ModelInput(reference=teacher))
+        self._see(made)
         return made
 
     def mixed(self, arm: Arm) -> Mixup | None:
@@ -180,6 +208,7 @@ def follow(checked: Checked, call: Caller) -> Outcome:
         for name, arm, times in p.trainings():
             role = name if fraction == 1.0 else f"{name} {fraction:g}"
             students[role] = student = m.arm(role, arm, data, own, begun, times=times)
+            made[f"student_{role}"] = student
             made[f"evaluate_{role}"] = m.evaluate(role, whole, ModelInput(reference=student))
             made[f"seen_{role}"] = m.evaluate(f"{role} seen", data, ModelInput(reference=student), split="train")
     m.report(whole, made)

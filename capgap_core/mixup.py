@@ -170,7 +170,7 @@ class Mixtures:
                 words = self._teacher.embeddings.of(batch, mixture, how.kind)
                 theirs = self._teacher.way(whole, words=words).logits
             found.append(self._distance.between(ours, theirs, "mixed_prediction", how.teacher))
-        return [replace(term, weight=term.weight / how.samples) for term in found]
+        return [replace(term, total=term.total / how.samples) for term in found]
 
     def _of_labels(self, logits: Tensor, batch: Batch, mixture: Mixture) -> list[Term]:
         """Return what mixtures lose to mixed labels: cross-entropy is linear in them, squared error is not."""

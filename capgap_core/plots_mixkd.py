@@ -8,6 +8,7 @@ from capgap_core.plots import BLUE, GREEN, GREY, ORANGE, RED, figure_of, png_of
 STYLES = {
     "finetune": (GREY, "v", ":"), "kd": (ORANGE, "s", "-"), "kd_sm": (GREEN, "^", "-"),
     "kd_tmkd": ("#CC79A7", "D", "-"), "mixkd": (BLUE, "o", "-"),
+    "kd_unlabelled": (ORANGE, "P", ":"), "mixkd_unlabelled": (BLUE, "P", ":"),
     "repeats": (ORANGE, "x", "--"), "noise": (RED, "+", "--"),
 }  # fmt: skip
 PANELS = (("value", "{metric}, evaluation part"), ("gap", "training minus evaluation"), ("calibration_error", "ECE"))

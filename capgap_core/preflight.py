@@ -16,11 +16,13 @@ from capgap_core import parts
 from capgap_core.across import across, beside
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
+from capgap_core.given_mixkd import Given, look
 from capgap_core.given_teacher import GivenTeacher, inspect
 from capgap_core.loading import Cache
 from capgap_core.methods import RECIPES
 from capgap_core.reading import read_corpus
 from capgap_core.recipes import Execution
+from capgap_core.recipes_mixkd import Mixkd
 
 READING = {
     "dataset", "task", "data", "data.text_columns", "data.label_column", "data.splits", "data.metric", "evaluate",
@@ -39,6 +41,8 @@ class Checked:
     corpus: Corpus
     teacher: GivenTeacher | None
     """Null where the teacher is trained from scratch."""
+    more: Given
+    """What a method is given beside these."""
 
 
 Within = Callable[[Path], contextlib.AbstractContextManager[None]]
@@ -87,10 +91,14 @@ def _looked_at(flow: str, p: Any, wrong: set[str], faults: list[Fault], root: st
             faults += _lengths(p, teacher) + beside(p, teacher)
         except InputFaults as error:
             faults += error.faults
+    more = Given()
+    if isinstance(p, Mixkd) and corpus is not None:
+        more, found = look(p, wrong, corpus, teacher, cache=cache, root=root)
+        faults += found
     if faults or corpus is None:
         raise InputFaults(faults)
     cache.keep()
-    return Checked(flow=flow, parameters=p, corpus=corpus, teacher=teacher)
+    return Checked(flow=flow, parameters=p, corpus=corpus, teacher=teacher, more=more)
 
 
 @contextlib.contextmanager

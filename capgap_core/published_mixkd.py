@@ -98,13 +98,17 @@ def _heading(students: Sequence[Row], trials: Sequence[Row], found: Sequence[Row
     first, count = students[0], {name: len({row[name] for row in students}) for name in ("draw", "seed")}
     rival = next((row["apart"] for row in found if row["training"] == RIVAL), None)
     whose = "all rows" if first["teacher_rows"] == "all" else "the same rows"
+    pairs = len({(row["draw"], row["seed"]) for row in students})
+    crossed = f"{count['draw']} draws × {count['seed']} seeds"
+    if pairs < count["draw"] * count["seed"]:
+        crossed = f"{pairs} of {crossed}"
     teachers = [row["teacher_value"] for row in students]
     low, high = f"{min(teachers):.3f}", f"{max(teachers):.3f}"
     return (
         f"**{first['dataset']}, {first['n_train']:,} training rows, teacher of {whose}: "
         f"{verdict(rival, first['n_train'])}.** {first['metric']} on {int(first['n']):,} examples; teacher "
-        f"{low if low == high else f'{low} to {high}'}; constant answer {first['constant']:.3f}; {count['draw']} draws "
-        f"× {count['seed']} seeds, {len({row['trial'] for row in trials})} trials an arm."
+        f"{low if low == high else f'{low} to {high}'}; constant answer {first['constant']:.3f}; {crossed}, "
+        f"{len({row['trial'] for row in trials})} trials an arm."
     )
 
 

@@ -17,17 +17,30 @@ from capgap_core.recipes import (
     TeacherRecipe,
 )
 
-Arm = Literal["finetune", "kd", "kd_sm", "kd_tmkd", "mixkd", "repeats", "noise"]
+Arm = Literal["finetune", "kd", "kd_sm", "kd_tmkd", "mixkd", "repeats", "noise", "kd_unlabelled", "mixkd_unlabelled"]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 ARMS: tuple[Arm, ...] = get_args(Arm)
+UNLABELLED: tuple[Arm, ...] = ("kd_unlabelled", "mixkd_unlabelled")
+"""Arms that learn from more rows, which the teacher labels."""
+ALONE: tuple[Arm, ...] = ("finetune", "kd", "kd_unlabelled")
+"""Arms that send each example through the student once in a step."""
 
 
 class PupilRecipe(DistilRecipe):
     """The student that every arm trains."""
 
     layers: int | None = Field(
-        default=None, ge=1, le=48, description="It starts as the first layers of the teacher; null: half of them."
+        default=None,
+        ge=1,
+        le=48,
+        description="It begins as so many first layers of the teacher; null: half of them, all of student.model.",
+    )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="It begins as this model, a folder or a name on the hub, which reads as the teacher does.",
     )
     begin: Literal["auto", "pretrained", "teacher"] = Field(
         default="auto",
@@ -73,13 +86,19 @@ class Mixkd(Recipe):
         min_length=1,
         description="finetune: labels alone; kd: and the teacher's predictions; kd_sm: and mixed labels; kd_tmkd: and "
         "the teacher's predictions of mixtures; mixkd: both; repeats: the examples again in place of mixtures; noise: "
-        "noise as far as the partner.",
+        "noise as far as the partner; kd_unlabelled, mixkd_unlabelled: kd and mixkd with the rows of unlabelled.",
     )
     matched: tuple[Literal["epochs", "tokens"], ...] = Field(
         default=("epochs", "tokens"),
         min_length=1,
         description="epochs: every arm sees the examples as often; tokens: arms without mixtures take as many more "
         "steps as the others send tokens through the student, too.",
+    )
+    unlabelled: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="A file with the data set's text columns, or with a text a line (.txt), which the teacher labels.",
     )
     fractions: tuple[Fraction, ...] = Field(
         default=(1.0,), min_length=1, max_length=16, description="Shares of the training rows that students are given."
@@ -115,7 +134,9 @@ class Mixkd(Recipe):
         """
         found: list[tuple[str, Arm, int]] = []
         for arm in self.arms:
-            alone = arm in ("finetune", "kd")
+            if arm in UNLABELLED and self.unlabelled is None:
+                continue
+            alone = arm in ALONE
             if "epochs" in self.matched or not alone:
                 found.append((arm, arm, 1))
             if "tokens" in self.matched and alone:

@@ -16,6 +16,8 @@ FEWEST = 100
 NAMES = {
     "finetune": "labels alone", "kd": "KD", "kd_sm": "KD + mixed labels (SM)", "kd_tmkd": "KD + mixed teacher (TMKD)",
     "mixkd": "KD + SM + TMKD", "repeats": "KD, the examples again for mixtures", "noise": "KD, noise for mixtures",
+    "kd_unlabelled": "KD, more rows labelled by the teacher",
+    "mixkd_unlabelled": "KD + SM + TMKD, more rows labelled by the teacher",
 }  # fmt: skip
 
 

@@ -40,7 +40,8 @@ SCHEMAS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("role", _TEXT), ("arm", _TEXT), ("matched", _TEXT), ("n_train", _INT), ("metric", _TEXT), ("value", _FLOAT),
         ("stderr", _FLOAT), ("n", _INT), ("seen", _FLOAT), ("gap", _FLOAT), ("calibration_error", _FLOAT),
         ("difference", _FLOAT), ("low", _FLOAT), ("high", _FLOAT), ("steps", _INT), ("examples", _INT),
-        ("passes", _INT), ("training_flops", _FLOAT),
+        ("passes", _INT), ("training_flops", _FLOAT), ("loss_labels", _FLOAT), ("loss_prediction", _FLOAT),
+        ("loss_mixed_labels", _FLOAT), ("loss_mixed_prediction", _FLOAT),
     ],
 }  # fmt: skip
 """Table name → its columns in order. Rows are sorted, null is null and never NaN."""

@@ -4,7 +4,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,33 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with a folder for each set")
     run.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="folder of the pretrained teacher")
     run.add_argument("--sets", nargs="+", default=["sst-2", "mnli-sample", "mrpc"], metavar="SET")
-    run.add_argument("--rows", type=int, default=8000, help="most training rows of a set (%(default)s)")
-    run.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0], metavar="SHARE")
+    run.add_argument("--rows", type=_from(1), default=8000, help="most training rows of a set (%(default)s)")
+    run.add_argument("--fractions", type=_share, nargs="+", default=[0.01, 0.1, 1.0], metavar="SHARE")
     run.add_argument("--teacher-rows", choices=("all", "same"), default="all")
-    run.add_argument("--layers", type=int, default=2, help="layers of the student (%(default)s)")
-    run.add_argument("--trials", type=int, default=8, help="settings that each arm is tried with (%(default)s)")
-    run.add_argument("--draws", type=int, default=5, help="draws of the rows, where not all are taken (%(default)s)")
-    run.add_argument("--seeds", type=int, nargs="+", default=[1, 2], metavar="SEED")
-    run.add_argument("--threads", type=int, default=None)
+    run.add_argument("--layers", type=_from(1), default=2, help="layers of the student (%(default)s)")
+    run.add_argument("--trials", type=_from(1), default=8, help="settings that each arm is tried with (%(default)s)")
+    run.add_argument("--draws", type=_from(1), default=5, help="draws of the rows of a share (%(default)s)")
+    run.add_argument("--seeds", type=_from(0), nargs="+", default=[1, 2], metavar="SEED")
+    run.add_argument("--threads", type=_from(1), default=None)
     run.add_argument("--root", type=Path, default=default_root(), metavar="DIR", help="the store")
     table = commands.add_parser("table", help="write the published results into the README")
     table.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README differs")
     return top
+
+
+def _from(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0.0 < float(text) <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is no share in (0, 1]")
+    return float(text)
 
 
 def asked_for(name: str, fraction: float, given: argparse.Namespace) -> dict[str, Any]:

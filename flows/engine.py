@@ -30,6 +30,7 @@ from tasks.first_layers import first_layers
 from tasks.importance import importance
 from tasks.latency import latency
 from tasks.part import part
+from tasks.pseudo_labels import pseudo_labels
 from tasks.report import report
 from tasks.sandwich import sandwich
 from tasks.stage_task import StageTask
@@ -52,6 +53,7 @@ STAGES: dict[str, StageTask] = {
     "report": report,
     "part": part,
     "first_layers": first_layers,
+    "pseudo_labels": pseudo_labels,
     "ablation": ablation,
 }
 

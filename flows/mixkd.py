@@ -34,6 +34,7 @@ def mixkd(
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1,
     arms: tuple[Arm, ...] = ARMS,
     matched: tuple[Literal["epochs", "tokens"], ...] = ("epochs", "tokens"),
+    unlabelled: str | None = None,
     fractions: tuple[Fraction, ...] = (1.0,),
     draw: Annotated[int, Field(ge=0, lt=2**31)] = 0,
     teacher_rows: Literal["all", "same"] = "all",

@@ -16,6 +16,12 @@ from capgap_core.records import Input, Made, Reference
 
 AGAINST = "mixkd"
 """The arm that the others are held against."""
+LOSSES = {
+    "cross_entropy": "loss_labels", "squared_error": "loss_labels", "prediction": "loss_prediction",
+    "mixed_cross_entropy": "loss_mixed_labels", "mixed_squared_error": "loss_mixed_labels",
+    "mixed_prediction": "loss_mixed_prediction",
+}  # fmt: skip
+"""Term of a training → its column."""
 
 
 class ArmFact(BaseModel):
@@ -92,8 +98,19 @@ def row_of(fact: ArmFact, arms: tuple[ArmFact, ...], stages: Mapping[str, Refere
         "value": found["value"], "stderr": found["stderr"], "n": found["n"], "seen": known["value"],
         "gap": known["value"] - found["value"], **apart, "steps": fact.steps, "examples": fact.examples,
         "calibration_error": metrics.calibration_error(logits, labels) if classes else None,
-        "passes": fact.passes, "training_flops": fact.flops,
+        "passes": fact.passes, "training_flops": fact.flops, **_losses(stages[f"student_{fact.role}"]),
     }  # fmt: skip
+
+
+def _losses(student: Reference) -> dict[str, float]:
+    """Return each term of a training's loss before its weight, a mean over the last tenth of its steps."""
+    rows = tables.read(student.table("steps"))
+    last = max(row["step"] for row in rows)
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["step"] > 0.9 * last:
+            found.setdefault(LOSSES[row["term"]], []).append(row["value"])
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _score(evaluation: Reference, metric: str) -> dict[str, Any]:

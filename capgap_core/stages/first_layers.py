@@ -13,7 +13,7 @@ from capgap_core.records import Input, Made, Reference
 
 
 class Pretrained(BaseModel):
-    """The given model, as it was before it was fine-tuned."""
+    """A given model, as it is before it is fine-tuned."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class Recipe(BaseModel):
 
     family: str
     layers: int | None
-    """Null: half of the teacher's, at least one."""
+    """Null: half of what there are, at least one."""
     pretrained: Pretrained | None = None
     """Null: they are the fine-tuned teacher's, with its head."""
 

@@ -198,8 +198,12 @@ def test_more_mixtures_weigh_as_much_as_one_together() -> None:
     own, *groups = mixtures.added_to(lambda _batch, _step: iter([first]))(batch, 5)
     assert own == first
     assert len(groups) == 3
-    for number in (0, 1):
-        assert sum(group[number].weight for group in groups) == pytest.approx((0.6, 0.3)[number])
+    _, _, one = terms_of(how(labels=0.6, teacher=0.3), batch, mixture(0.5))
+    for sample, group in enumerate(groups):
+        alone = one.terms(batch, drawn(how(samples=3, labels=0.6, teacher=0.3), batch, 5, sample))
+        for ours, theirs, weight in zip(group, alone, (0.6, 0.3), strict=True):
+            assert ours.weight == theirs.weight == weight
+            assert 3 * ours.total.item() == pytest.approx(theirs.total.item(), rel=1e-5)
     assert len({group[0].total.item() for group in groups}) == 3
 
 
