@@ -251,8 +251,8 @@ class Execution(BaseModel):
     )
 
 
-class Minidisc(Recipe):
-    """Everything that ``capgap/minidisc`` takes."""
+class MethodRecipe(Recipe):
+    """What every flow takes, first."""
 
     dataset: str = Field(
         default="pydocs",
@@ -265,8 +265,13 @@ class Minidisc(Recipe):
     )
     task: Task = Field(default="auto", description="auto: scores with more than 20 values are regression.")
     seed: int = Field(
-        default=1, ge=0, lt=2**31, description="Draws initial weights, dropout and the order of the data."
+        default=1, ge=0, lt=2**31, description="Draws initial weights, dropout, mixtures and the order of the data."
     )
+
+
+class Minidisc(MethodRecipe):
+    """Everything that ``capgap/minidisc`` takes."""
+
     protocol: Protocol = Field(
         default="capgap", description="paper: what the released code does, which reads dev three times."
     )

@@ -9,11 +9,10 @@ from capgap_core.recipes import (
     DistilRecipe,
     EvaluateRecipe,
     Execution,
+    MethodRecipe,
     MixupRecipe,
     Protocol,
-    Recipe,
     Scale,
-    Task,
     TeacherRecipe,
 )
 
@@ -65,22 +64,9 @@ class MixkdMixupRecipe(MixupRecipe):
     samples: int = Field(default=1, ge=1, le=16, description="Mixtures of each example in a step.")
 
 
-class Mixkd(Recipe):
+class Mixkd(MethodRecipe):
     """Everything that ``capgap/mixkd`` takes."""
 
-    dataset: str = Field(
-        default="pydocs",
-        min_length=1,
-        max_length=1000,
-        description="pydocs, a file, a folder, or hub[/config][@revision].",
-    )
-    teacher: str = Field(
-        default="scratch", min_length=1, max_length=1000, description="scratch, a folder, or a name on the hub."
-    )
-    task: Task = Field(default="auto", description="auto: scores with more than 20 values are regression.")
-    seed: int = Field(
-        default=1, ge=0, lt=2**31, description="Draws initial weights, dropout, mixtures and the order of the data."
-    )
     arms: tuple[Arm, ...] = Field(
         default=ARMS,
         min_length=1,

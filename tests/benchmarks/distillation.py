@@ -12,7 +12,6 @@ The bounds are ratios of matrix products alone: what a teacher's forward pass (2
 student's forward and backward passes (6) would give if all were equally fast.
 """
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -28,7 +27,7 @@ import loops
 import pandas as pd
 import torch
 import transformers
-from turns import by_turns, publish, ratio, running, shared, told, unit_of
+from turns import by_turns, parser_of, publish, ratio, running, shared, told, unit_of
 
 from capgap_core import machine
 
@@ -182,18 +181,11 @@ def line(frame: pd.DataFrame) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and publish where that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a data set as capgap takes it; without it SST-2 below CAPGAP_SHARED")
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--more", action="append", help="another, of which all rows are trained on; -: none; without it MRPC"
     )
-    parser.add_argument("--teacher", help="an encoder, as capgap takes it; without it all-MiniLM-L6-v2 there")
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--root", help="a store to begin from and to keep; a temporary one without")
     parser.add_argument("--only", choices=["student", "sandwich", "step"], action="append")
-    parser.add_argument("--publish", action="store_true")
     given = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     data = given.data or shared("data", "glue", "sst-2")

@@ -7,7 +7,6 @@ The bounds are ratios of matrix products alone: a mixture goes forward and back 
 and token, as the example itself does), and forward through the teacher (2) where that is asked about it.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -20,7 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import loops
 import pandas as pd
 import torch
-from turns import by_turns, publish, ratio, running, shared, told
+from turns import by_turns, parser_of, publish, ratio, running, shared, told
 
 from capgap_core import machine
 
@@ -51,14 +50,7 @@ def line(frame: pd.DataFrame) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and publish where that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a data set as capgap takes it; without it SST-2 below CAPGAP_SHARED")
-    parser.add_argument("--teacher", help="an encoder, as capgap takes it; without it all-MiniLM-L6-v2 there")
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--root", help="a store to begin from and to keep; a temporary one without")
-    parser.add_argument("--publish", action="store_true")
+    parser = parser_of(__doc__)
     given = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     data = given.data or shared("data", "glue", "sst-2")

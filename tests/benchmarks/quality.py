@@ -9,7 +9,6 @@
   fewer rows.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import loops
 import pandas as pd
 import torch
 import transformers
-from turns import Gate, publish, running, shared, told
+from turns import Gate, parser_of, publish, running, shared, told
 
 from capgap_core import machine, models, scoring, slimming
 
@@ -191,19 +190,13 @@ def line(frame: pd.DataFrame) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and publish where that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a data set as capgap takes it; without it SST-2 below CAPGAP_SHARED")
+    parser = parser_of(__doc__, repeats=False)
     parser.add_argument(
         "--more", action="append", help="another, of which all rows are trained on; -: none; without it MRPC"
     )
-    parser.add_argument("--teacher", help="an encoder, as capgap takes it; without it all-MiniLM-L6-v2 there")
-    parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--sandwich-rows", type=int, default=3000, help="training rows of the sandwich")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--root", help="a store to begin from and to keep; a temporary one without")
     parser.add_argument("--only", choices=["student", "sandwich"], action="append")
-    parser.add_argument("--publish", action="store_true")
     given = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     data = given.data or shared("data", "glue", "sst-2")

@@ -11,7 +11,6 @@
 * What each stage takes beside training: the whole method with trainings of a single step.
 """
 
-import argparse
 import os
 import resource
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import loops
 import pandas as pd
 import torch
-from turns import Gate, by_turns, publish, running, shared, told, unit_of
+from turns import Gate, by_turns, parser_of, publish, running, shared, told, unit_of
 
 from capgap_core import machine, models
 from capgap_core.chain import minidisc
@@ -242,15 +241,8 @@ def line(frame: pd.DataFrame) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and publish where that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a data set as capgap takes it; without it SST-2 below CAPGAP_SHARED")
-    parser.add_argument("--teacher", help="an encoder, as capgap takes it; without it all-MiniLM-L6-v2 there")
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--root", help="a store to begin from and to keep; a temporary one without")
+    parser = parser_of(__doc__)
     parser.add_argument("--no-growth", action="store_true")
-    parser.add_argument("--publish", action="store_true")
     given = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     data = given.data or shared("data", "glue", "sst-2")

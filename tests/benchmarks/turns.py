@@ -4,6 +4,7 @@ A machine's speed drifts by more than what is to be measured, so that what is co
 Each training has a process to itself, since torch keeps compiled products and memory of everything it has run.
 """
 
+import argparse
 import multiprocessing
 import os
 import sys
@@ -25,6 +26,20 @@ sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path
 from flows.results import with_table, write  # noqa: E402
 
 FILE, README = ROOT / "artifacts" / "published" / "benchmarks.parquet", ROOT / "README.md"
+
+
+def parser_of(purpose: str | None, *, repeats: bool = True) -> argparse.ArgumentParser:
+    """Return what benchmarks on a data set and a teacher are asked for, with their module's docstring as help."""
+    parser = argparse.ArgumentParser(description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="a data set as capgap takes it; without it SST-2 below CAPGAP_SHARED")
+    parser.add_argument("--teacher", help="an encoder, as capgap takes it; without it all-MiniLM-L6-v2 there")
+    parser.add_argument("--rows", type=int, default=10_000, help="training rows (%(default)s)")
+    if repeats:
+        parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--root", help="a store to begin from and to keep; a temporary one without")
+    parser.add_argument("--publish", action="store_true", help="write the rows, and the README's table of them")
+    return parser
 
 
 def shared(*parts: str) -> str:
