@@ -22,9 +22,9 @@ def text(value: str) -> str:
     return " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def signed(value: float) -> str:
-    """Return a value with its sign, a true minus, to four places."""
-    return f"{value:+.4f}".replace("-", "−")
+def signed(value: float, places: int = 4) -> str:
+    """Return a value with its sign, a true minus, to so many places."""
+    return f"{value:+.{places}f}".replace("-", "−")
 
 
 def count(value: int | float | None) -> str:

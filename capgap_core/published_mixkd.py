@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from capgap_core import markdown, study
-from capgap_core.report_mixkd import FEWEST, NAMES
+from capgap_core.report_mixkd import EQUAL, FEWEST, NAMES
 from capgap_core.stages.ablation import AGAINST
 
 RIVAL = "kd_tokens"
@@ -116,10 +116,10 @@ def _table(found: Sequence[Row]) -> str:
     lines = []
     for row in found:
         apart: study.Difference | None = row["apart"]
-        difference = "–" if apart is None else _with(apart.value, apart.low, apart.high, "+.3f")
-        own = _with(row["mean"], row["low"], row["high"], ".3f")
+        difference = "–" if apart is None else _with(apart.value, apart.low, apart.high, signed=True)
+        own = _with(row["mean"], row["low"], row["high"], signed=False)
         error = "–" if row["ece"] is None else f"{row['ece']:.3f}"
-        lines.append([_name(row["training"]), own, difference, f"{row['gap']:+.3f}", error])
+        lines.append([_name(row["training"]), own, difference, markdown.signed(row["gap"], 3), error])
     return markdown.table(["arm", "mean (95% interval)", "all three minus the arm", "gap", "ECE"], lines)
 
 
@@ -133,7 +133,7 @@ def _cell(row: Row) -> tuple[Any, ...]:
 
 def _name(training: str) -> str:
     arm = training.removesuffix("_tokens")
-    return NAMES[arm] + (", as many tokens" if arm != training else "")
+    return NAMES[arm] + (EQUAL if arm != training else "")
 
 
 def _order(training: str) -> tuple[int, bool]:
@@ -141,5 +141,6 @@ def _order(training: str) -> tuple[int, bool]:
     return list(NAMES).index(arm), arm != training
 
 
-def _with(value: float, low: float, high: float, form: str) -> str:
-    return f"{value:{form}}" if math.isnan(low) else f"{value:{form}} ({low:{form}} to {high:{form}})"
+def _with(value: float, low: float, high: float, *, signed: bool) -> str:
+    found = [markdown.signed(number, 3) if signed else f"{number:.3f}" for number in (value, low, high)]
+    return found[0] if math.isnan(low) else f"{found[0]} ({found[1]} to {found[2]})"

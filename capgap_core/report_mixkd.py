@@ -14,11 +14,13 @@ LARGEST = 300_000
 FEWEST = 100
 """Training rows below which a comparison of arms says nothing."""
 NAMES = {
-    "finetune": "labels alone", "kd": "KD", "kd_sm": "KD + mixed labels (SM)", "kd_tmkd": "KD + mixed teacher (TMKD)",
-    "mixkd": "KD + SM + TMKD", "repeats": "KD, the examples again for mixtures", "noise": "KD, noise for mixtures",
-    "kd_unlabelled": "KD, more rows labelled by the teacher",
-    "mixkd_unlabelled": "KD + SM + TMKD, more rows labelled by the teacher",
+    "finetune": "labels alone", "kd": "KD", "kd_sm": "KD + SM", "kd_tmkd": "KD + TMKD", "mixkd": "KD + SM + TMKD",
+    "repeats": "KD, examples again", "noise": "KD, noise", "kd_unlabelled": "KD, more rows",
+    "mixkd_unlabelled": "KD + SM + TMKD, more rows",
 }  # fmt: skip
+
+EQUAL = ", equal tokens"
+"""Is added to an arm that trains longer, for as many tokens as those that mix."""
 
 
 class Facts(TypedDict):
@@ -46,12 +48,15 @@ def compose(facts: Facts, png: bytes | None) -> str:
     parts = [
         f"# MixKD: {text(facts['dataset'])}",
         verdict(facts),
-        f"Teacher: {facts['metric']} {facts['teacher']:.4f} on {text(facts['split'])} ({facts['n']:,} examples); it "
-        f"saw {whose}. Constant answer: {facts['constant']:.4f}. Seed {facts['seed']}, device {text(facts['device'])}.",
+        f"Teacher: {facts['metric']} {facts['teacher']:.4f} on the evaluation part ({text(facts['split'])}, "
+        f"{facts['n']:,} examples); it saw {whose}. Constant answer: {facts['constant']:.4f}. Seed {facts['seed']}, "
+        f"device {text(facts['device'])}.",
         *[
             f"## {size:,} training rows\n\n{_rows([r for r in facts['rows'] if r['n_train'] == size])}"
             for size in sizes
         ],
+        "SM: the mixed labels of mixtures; TMKD: what the teacher says of them; examples again, noise: in place of "
+        "mixtures; more rows: texts that the teacher labels; equal tokens: as many go through the student. "
         "gap: the metric on the training rows minus that on the evaluation part. ECE: expected calibration error. "
         "Passes: examples and mixtures that went forward and back through the student. Differences are KD + SM + TMKD "
         "minus the arm, with a paired 95% interval over the examples: they speak of these models, not of the method.",
@@ -74,22 +79,22 @@ def verdict(facts: Facts) -> str:
 def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
-        name = NAMES[row["arm"]] + (", as many tokens" if row["matched"] == "tokens" else "")
-        stderr = "" if row["stderr"] is None else f" ± {row['stderr']:.4f}"
+        name = NAMES[row["arm"]] + (EQUAL if row["matched"] == "tokens" else "")
+        stderr = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
         apart = "–"
         if row.get("difference") is not None:
-            apart = f"{signed(row['difference'])} ({signed(row['low'])} to {signed(row['high'])})"
+            apart = f"{signed(row['difference'], 3)} ({signed(row['low'], 3)} to {signed(row['high'], 3)})"
         error = row["calibration_error"]
         lines.append(
             [
-                name, f"{row['value']:.4f}{stderr}", apart, signed(row["gap"]),
-                "–" if error is None else f"{error:.4f}", f"{row['steps']:,}", count(row["passes"]),
+                name, f"{row['value']:.3f}{stderr}", apart, signed(row["gap"], 3),
+                "–" if error is None else f"{error:.3f}", f"{row['steps']:,}", count(row["passes"]),
                 count(row["training_flops"]),
             ]
         )  # fmt: skip
     header = [
         "arm",
-        f"{rows[0]['metric']} ± standard error",
+        f"{rows[0]['metric']} ± s.e.",
         "whole minus arm",
         "gap",
         "ECE",

@@ -155,7 +155,7 @@ def test_the_table_says_how_many_draws_seeds_and_trials_it_rests_on() -> None:
     assert "**days, 80 training rows, teacher of all rows: not testable.**" in text
     assert text.index("800 training rows") < text.index("80 training rows, ")
     assert "5 draws × 2 seeds, 8 trials an arm" in text
-    assert f"| KD, as many tokens | {values['kd_tokens'].mean():.3f} (" in text
+    assert f"| KD, equal tokens | {values['kd_tokens'].mean():.3f} (" in text
 
 
 def test_a_training_that_fails_is_not_hidden(tmp_path: Path) -> None:
