@@ -1,8 +1,9 @@
 """MixKD's arms over draws of the training rows and over seeds, each arm tuned alike on the selection part.
 
-A cell is one data set, one share of its rows and one kind of teacher. In it every arm is first tried with the same
-number of settings, on a draw of the rows that no result comes from; the setting with the best metric on the selection
-part is the arm's in all draws and seeds. Only then is anything measured on the part that nobody tuned on.
+A cell is one data set, one share of its rows and one kind of teacher. In it every training, an arm for equal epochs or
+for equal tokens, is first tried with the same number of settings, on a draw of the rows that no result comes from (with
+a seed that none comes from, where all rows are taken); the setting with the best metric on the selection part is used
+in all draws and seeds. Only then is anything measured on the part that nobody tuned on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ class Cell:
     trials: int
     draws: Sequence[int]
     seeds: Sequence[int]
-    """Arms are tuned with the first."""
+    """Shares are tuned with the first, whose teacher is there, all rows with one that is not among them."""
 
 
 def settings(trials: int) -> list[Setting]:
@@ -74,10 +75,10 @@ def follow(checked: Checked, call: Caller, cell: Cell) -> Iterator[list[dict[str
     ------
     Published rows, as they are known: those of each arm's trials, then those of each draw and seed.
     """
-    chosen: dict[Arm, Setting] = {}
-    for arm in dict.fromkeys(arm for _, arm, _ in checked.parameters.trainings()):
-        rows = _trials(checked, call, cell, arm)
-        chosen[arm] = next({name: row[name] for name in FIRST} for row in rows if row["chosen"])
+    chosen: dict[str, Setting] = {}
+    for name, arm, times in checked.parameters.trainings():
+        rows = _trials(checked, call, cell, name, arm, times)
+        chosen[name] = next({key: row[key] for key in FIRST} for row in rows if row["chosen"])
         yield rows
     for draw in cell.draws:
         for seed in cell.seeds:
@@ -85,7 +86,7 @@ def follow(checked: Checked, call: Caller, cell: Cell) -> Iterator[list[dict[str
             yield [
                 row
                 for name, arm, times in p.trainings()
-                for row in [_measured(_at(checked, p, chosen[arm]), call, cell, name, arm, times, chosen[arm])]
+                for row in [_measured(_at(checked, p, chosen[name]), call, cell, name, arm, times, chosen[name])]
             ]
 
 
@@ -93,22 +94,23 @@ def _at(checked: Checked, p: Mixkd, setting: Setting) -> Checked:
     return replace(checked, parameters=with_setting(p, setting))
 
 
-def _trials(checked: Checked, call: Caller, cell: Cell, arm: Arm) -> list[dict[str, Any]]:
-    """Return a row for each setting that an arm was tried with; the first of the best is chosen."""
-    p = checked.parameters.model_copy(update={"draw": TUNED_ON, "seed": cell.seeds[0]})
+def _trials(checked: Checked, call: Caller, cell: Cell, name: str, arm: Arm, times: int) -> list[dict[str, Any]]:
+    """Return a row for each setting that a training was tried with; the first of the best is chosen."""
+    seed = cell.seeds[0] if cell.fraction < 1.0 else max(cell.seeds) + 1
+    p = checked.parameters.model_copy(update={"draw": TUNED_ON, "seed": seed})
     rows = []
     for number, setting in enumerate(settings(cell.trials)):
         m = MixKD(_at(checked, p, setting), call)
         whole = m.data()
-        data, teacher, start = m.begun(whole, cell.fraction)
-        student = m.arm(arm, arm, data, teacher, start)
-        measured = m.evaluate(f"{arm} trial", data, ModelInput(reference=student), split="selection")
+        begun = m.begun(whole, cell.fraction)
+        student = m.arm(name, arm, begun, times=times)
+        measured = m.evaluate(f"{name} trial", whole, ModelInput(reference=student), split="selection")
         scores = tables.read(measured.table("metrics"))
-        score = next(row for row in scores if row["metric"] == data.summary["metric"])
+        score = next(row for row in scores if row["metric"] == whole.summary["metric"])
         rows.append(
             {
-                **_shared(cell, p, m, data, student, setting), "role": "trial", "training": arm, "arm": arm,
-                "matched": "epochs", "trial": number, "split": "selection", "metric": score["metric"],
+                **_shared(cell, m, student, setting), "role": "trial", "training": name, "arm": arm,
+                "matched": m.facts[0].matched, "trial": number, "split": "selection", "metric": score["metric"],
                 "value": score["value"], "stderr": score["stderr"], "n": score["n"], "code": measured.code,
                 "identity": measured.identity,
             }
@@ -123,27 +125,28 @@ def _measured(
     """Return the row of one student on the part that nobody tuned on."""
     m = MixKD(checked, call)
     whole = m.data()
-    data, teacher, start = m.begun(whole, cell.fraction)
-    student = m.arm(name, arm, data, teacher, start, times=times)
-    own = m.evaluate(name, whole, ModelInput(reference=student))
-    seen = m.evaluate(f"{name} seen", data, ModelInput(reference=student), split="train")
+    begun = m.begun(whole, cell.fraction)
+    student = m.arm(name, arm, begun, times=times)
+    made = {
+        "data": whole, f"student_{name}": student,
+        f"evaluate_{name}": m.evaluate(name, whole, ModelInput(reference=student)),
+        f"seen_{name}": m.evaluate(f"{name} seen", begun.data, ModelInput(reference=student), split="train"),
+        f"evaluate_{begun.role}": m.evaluate(begun.role, whole, ModelInput(reference=begun.teacher)),
+    }  # fmt: skip
     (fact,) = m.facts
-    stages = {"data": whole, f"student_{name}": student, f"evaluate_{name}": own, f"seen_{name}": seen}
-    found = row_of(fact, (fact,), stages)
-    theirs = tables.read(m.evaluate("teacher", whole, ModelInput(reference=teacher)).table("metrics"))
+    own, found = made[f"evaluate_{name}"], row_of(fact, (fact,), made)
     return {
-        **_shared(cell, m.p, m, data, student, setting), "role": "student", "training": name, "trial": None,
-        "chosen": True, "split": whole.summary["eval_name"], "code": own.code, "identity": own.identity,
-        "teacher_value": next(row["value"] for row in theirs if row["metric"] == found["metric"]),
+        **_shared(cell, m, student, setting), "role": "student", "training": name, "trial": None, "chosen": True,
+        "split": whole.summary["eval_name"], "code": own.code, "identity": own.identity,
         "constant": whole.summary["constant"]["evaluation"],
         **{key: value for key, value in found.items() if key not in ("role", "n_train")},
     }  # fmt: skip
 
 
-def _shared(cell: Cell, p: Mixkd, m: MixKD, data: Reference, student: Reference, setting: Setting) -> dict[str, Any]:
+def _shared(cell: Cell, m: MixKD, student: Reference, setting: Setting) -> dict[str, Any]:
     (fact,) = m.facts
     return {
-        "flow": "mixkd", "dataset": cell.dataset, "fraction": cell.fraction, "teacher_rows": p.teacher_rows,
-        "n_train": data.summary["rows"]["train"], "draw": p.draw, "seed": p.seed, "steps": fact.steps,
-        "seconds": student.seconds, "device": str(m.device), **setting,
+        "flow": "mixkd", "dataset": cell.dataset, "fraction": cell.fraction, "teacher_rows": m.p.teacher_rows,
+        "n_train": fact.rows, "draw": m.p.draw, "seed": m.p.seed, "steps": fact.steps, "seconds": student.seconds,
+        "device": str(m.device), **setting,
     }  # fmt: skip

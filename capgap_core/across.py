@@ -18,11 +18,15 @@ def beside(p: Any, teacher: GivenTeacher) -> list[Fault]:
     """Return the faults between the parameters and a teacher that is given."""
     if not isinstance(p, Mixkd):
         return []
+    faults = []
+    if teacher.mode == "accept" and p.teacher_rows == "same":
+        rule = "the teacher is fine-tuned already, on whatever rows"
+        faults.append(fault("teacher_rows", "same", rule, "Use all, or teacher_recipe.mode=finetune."))
     if p.student.model is not None:
-        return []
-    accepted = teacher.mode == "accept" and p.student.begin == "pretrained"
-    faults = _fewer_layers(p.student.layers, teacher.layers)
-    return [*faults, *_no_pretrained("the teacher is fine-tuned already")] if accepted else faults
+        return faults
+    if teacher.mode == "accept" and p.student.begin == "pretrained":
+        faults += _no_pretrained("the teacher is fine-tuned already")
+    return faults + _fewer_layers(p.student.layers, teacher.layers)
 
 
 def _minidisc(p: Minidisc, wrong: set[str]) -> list[Fault]:

@@ -153,7 +153,9 @@ def room_for(lengths: np.ndarray, batch_size: int) -> tuple[int, int]:
     return room, -(-count * len(lengths) // len(seen))
 
 
-def epoch_order(lengths: np.ndarray, *, batch_size: int, room: int | None, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_order(
+    lengths: np.ndarray, *, batch_size: int, room: int | None, seed: int, epoch: int, fewest: int = 1
+) -> list[np.ndarray]:
     """Return the batches of one epoch: a seeded shuffle, sorted by length within windows, batches shuffled.
 
     A function of its arguments alone, so that a resumed run finds its place without replaying the data.
@@ -162,10 +164,23 @@ def epoch_order(lengths: np.ndarray, *, batch_size: int, room: int | None, seed:
     ----------
     room
         Most tokens in a batch, padding among them; null: each has ``batch_size`` examples.
+    fewest
+        Examples in a batch; one with fewer is put to its neighbour in length, whatever the room.
     """
     draw = np.random.default_rng([seed, epoch])
     found = _by_examples(lengths, batch_size, draw) if room is None else _by_tokens(lengths, room, draw)
+    found = _joined(found, fewest)
     return [found[i] for i in draw.permutation(len(found))]
+
+
+def _joined(found: list[np.ndarray], fewest: int) -> list[np.ndarray]:
+    whole = found[:1]
+    for batch in found[1:]:
+        if min(len(batch), len(whole[-1])) < fewest:
+            whole[-1] = np.concatenate([whole[-1], batch])
+        else:
+            whole.append(batch)
+    return whole
 
 
 def _by_examples(lengths: np.ndarray, batch_size: int, draw: np.random.Generator) -> list[np.ndarray]:
@@ -206,11 +221,11 @@ def _cut(order: np.ndarray, lengths: np.ndarray, room: int) -> list[np.ndarray]:
 
 
 def endless(
-    lengths: np.ndarray, *, batch_size: int, room: int | None, seed: int, skip: int = 0
+    lengths: np.ndarray, *, batch_size: int, room: int | None, seed: int, skip: int = 0, fewest: int = 1
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield batches epoch after epoch, from the one after ``skip`` of them, each with how many its epoch has."""
     epoch = 0
     while True:
-        found = epoch_order(lengths, batch_size=batch_size, room=room, seed=seed, epoch=epoch)
+        found = epoch_order(lengths, batch_size=batch_size, room=room, seed=seed, epoch=epoch, fewest=fewest)
         yield from ((index, len(found)) for index in found[skip:])
         epoch, skip = epoch + 1, max(0, skip - len(found))

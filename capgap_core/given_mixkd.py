@@ -39,7 +39,8 @@ def look(
             student = inspect(p.student.model, "finetune", corpus, cache=root)
             faults += _unlike(p, student, teacher, corpus)
         except InputFaults as error:
-            faults += [replace(found, field="student.model") for found in error.faults]
+            remedy = "Give a folder that BertForSequenceClassification loads, or a name on the hub."
+            faults += [replace(found, field="student.model", remedy=remedy) for found in error.faults]
     return Given(unlabelled=texts, student=student), faults
 
 

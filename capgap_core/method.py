@@ -121,7 +121,7 @@ class Method:
         self._rows = made.summary["rows"]["train"]
         self._length = made.summary["tokens"]["train"] / self._rows
 
-    def teacher(self, data: Reference) -> Reference:
+    def teacher(self, data: Reference, role: str = "teacher") -> Reference:
         """Fine-tune, accept or train the teacher."""
         p, given = self.p, self._given
         sizes = p.teacher_recipe
@@ -138,7 +138,7 @@ class Method:
             family=self._family, mode=given.mode if given else "scratch", content=given.content if given else None,
             scratch=scratch, training=training, seed=p.seed, source=str(given.folder) if given else None,
         )  # fmt: skip
-        return self._stage("teacher", "teacher", recipe, data=data)
+        return self._stage("teacher", role, recipe, data=data)
 
     def importance(self, data: Reference, teacher: Reference) -> Reference:
         """Score heads and neurons, reorder them, and plan every scale."""

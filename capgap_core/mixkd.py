@@ -1,7 +1,7 @@
 """The stages of MixKD (arXiv 2011.00593): distillation that also asks the teacher about mixtures of examples."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from capgap_core import flops, models
@@ -50,11 +50,22 @@ WAYS: dict[Arm, Way] = {
     "kd_sm": Way(mixed_labels=True),
     "kd_tmkd": Way(mixed_teacher=True),
     "mixkd": Way(mixed_labels=True, mixed_teacher=True),
-    "repeats": Way(mixed_labels=True, mixed_teacher=True, changes={"mix": 1.0, "alpha": None}),
+    "repeats": Way(mixed_labels=True, mixed_teacher=True, changes={"mix": 1.0, "alpha": None, "mask": "soft"}),
     "kd_unlabelled": Way(unlabelled=True),
     "mixkd_unlabelled": Way(mixed_labels=True, mixed_teacher=True, unlabelled=True),
-    "noise": Way(mixed_labels=True, mixed_teacher=True, changes={"kind": "noise"}),
+    "noise": Way(mixed_labels=True, mixed_teacher=True, changes={"kind": "noise", "mask": "soft"}),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What the arms of a share have in common."""
+
+    data: Reference
+    teacher: Reference
+    role: str
+    """The teacher's."""
+    start: ModelInput
 
 
 class MixKD(Method):
@@ -67,6 +78,7 @@ class MixKD(Method):
         self._more = checked.more
         self.facts: list[ArmFact] = []
         """Of every arm that was trained."""
+        self._begun: dict[str, Begun] = {}
         self._forms: dict[tuple[str, float | None], tuple[Shape, Kept]] = {}
 
     def part(self, data: Reference, fraction: float) -> Reference:
@@ -78,16 +90,21 @@ class MixKD(Method):
         self._see(made)
         return made
 
-    def begun(self, whole: Reference, fraction: float) -> tuple[Reference, Reference, ModelInput]:
-        """Return a share of the rows, the teacher of those that learn from it, and the weights they begin from."""
+    def begun(self, whole: Reference, fraction: float) -> Begun:
+        """Return a share of the rows, with the teacher of those that learn from it and what they begin from."""
         if self.p.teacher_rows == "same":
             data = self.part(whole, fraction)
-            teacher = self.teacher(data)
-            return data, teacher, self.start(data, teacher)
+            return self._taught(data, data, "teacher" if fraction == 1.0 else f"teacher {fraction:g}")
         self._see(whole)
-        teacher = self.teacher(whole)
-        start = self.start(whole, teacher)
-        return self.part(whole, fraction), teacher, start
+        made = self._taught(whole, whole, "teacher")
+        return replace(made, data=self.part(whole, fraction))
+
+    def _taught(self, data: Reference, rows: Reference, role: str) -> Begun:
+        """Return what is made of the rows that a teacher sees; once for each, whatever shares come of it."""
+        if role not in self._begun:
+            teacher = self.teacher(rows, role)
+            self._begun[role] = Begun(data=data, teacher=teacher, role=role, start=self.start(rows, teacher))
+        return self._begun[role]
 
     def start(self, data: Reference, teacher: Reference) -> ModelInput:
         """Return the weights that every arm begins from."""
@@ -111,18 +128,18 @@ class MixKD(Method):
             return None
         return first_layers_stage.Pretrained(content=given.content, source=str(given.folder), seed=self.p.seed)
 
-    def arm(
-        self, role: str, arm: Arm, data: Reference, teacher: Reference, start: ModelInput, *, times: int = 1
-    ) -> Reference:
-        """Train one arm's student, for so many times the steps that were asked for."""
+    def arm(self, name: str, arm: Arm, begun: Begun, *, times: int = 1) -> Reference:
+        """Train one arm's student under a name, for so many times the steps that were asked for."""
         assert self._shape is not None
-        asked, way = self.p.student, WAYS[arm]
+        asked, way, data = self.p.student, WAYS[arm], begun.data
         training = self._train(asked, "student", self._shape.hidden)
-        steps, rows = training.steps * times, data
+        examples = training.steps * times * self._rows / training.per_epoch
         if way.unlabelled:
-            rows = self.pseudo_labels(data, teacher)
-            training = self._train(asked, "student", self._shape.hidden)
-        training = training.model_copy(update={"steps": steps})
+            data = self.pseudo_labels(data, begun.teacher)
+            training = self._train(
+                asked.model_copy(update={"batch_size": training.batch_size}), "student", self._shape.hidden
+            )
+        training = training.model_copy(update={"steps": max(1, round(examples * training.per_epoch / self._rows))})
         objective = Objective(
             labels=1.0, hidden=0.0, prediction=asked.prediction if way.teacher else 0.0, distance=asked.distance,
             temperature=asked.temperature,
@@ -131,9 +148,10 @@ class MixKD(Method):
         recipe = distil_stage.Recipe(
             family=self._family, objective=objective, keep=keep, mixup=self.mixed(arm), training=training
         )
-        made = self._stage("distil", role, recipe, data=rows, teacher=ModelInput(reference=teacher), start=start)
-        self.facts.append(self._fact(role, arm, data, training, ModelInput(reference=teacher), start, times=times))
-        self._see(data)
+        teacher = ModelInput(reference=begun.teacher)
+        made = self._stage("distil", name, recipe, data=data, teacher=teacher, start=begun.start)
+        self.facts.append(self._fact(name, arm, begun, training, times=times))
+        self._see(begun.data)
         return made
 
     def pseudo_labels(self, data: Reference, teacher: Reference) -> Reference:
@@ -157,21 +175,20 @@ class MixKD(Method):
         weights = {"labels": asked.labels * way.mixed_labels, "teacher": asked.teacher * way.mixed_teacher}
         return asked.model_copy(update={**weights, **way.changes}) if any(weights.values()) else None
 
-    def _fact(
-        self, role: str, arm: Arm, data: Reference, training: Training, teacher: ModelInput, start: ModelInput, *,
-        times: int,
-    ) -> ArmFact:  # fmt: skip
+    def _fact(self, name: str, arm: Arm, begun: Begun, training: Training, *, times: int) -> ArmFact:
         """Return what the report says of an arm; what a teacher is asked for is counted at every step."""
         way, mixed = WAYS[arm], self.mixed(arm)
-        whole, small = (self._forward(item) for item in (teacher, start))
+        whole, small = (self._forward(item) for item in (ModelInput(reference=begun.teacher), begun.start))
         each = step_flops(small, whole if way.teacher and self.p.student.prediction else 0.0)
         if mixed is not None:
             each += mixed.samples * step_flops(small, whole if mixed.teacher else 0.0)
+        rows = begun.data.summary["rows"]["train"]
         seen = training.steps * self._rows / training.per_epoch
         passes = 1 + (mixed.samples if mixed else 0)
         return ArmFact(
-            role=role, arm=arm, rows=data.summary["rows"]["train"], matched="tokens" if times > 1 else "epochs",
-            steps=training.steps, examples=round(seen), passes=round(seen * passes), flops=each * seen,
+            role=name, arm=arm, teacher=begun.role, rows=rows, matched="tokens" if times > 1 else "epochs",
+            steps=training.steps, examples=round(seen), passes=round(seen * passes),
+            flops=each * seen + (self._rows - rows) * whole,
         )  # fmt: skip
 
     def _forward(self, item: ModelInput) -> float:
@@ -186,7 +203,8 @@ class MixKD(Method):
         """Say what came out."""
         p = self.p
         recipe = ablation_stage.Recipe(
-            dataset=p.dataset, seed=p.seed, teacher_rows=p.teacher_rows, arms=tuple(self.facts),
+            dataset=p.dataset, seed=p.seed, teacher_rows=p.teacher_rows,
+            accepted=self._given is not None and self._given.mode == "accept", arms=tuple(self.facts),
             device=str(self.device), command=command_of("mixkd", p),
         )  # fmt: skip
         return self._stage("ablation", "", recipe, data=data, **made)
@@ -196,20 +214,17 @@ def follow(checked: Checked, call: Caller) -> Outcome:
     """Run the chain on checked parameters: every arm on every share of the training rows."""
     m = MixKD(checked, call)
     p, whole = m.p, m.data()
-    teacher = m.teacher(whole)
-    start = m.start(whole, teacher)
-    made = {"evaluate_teacher": m.evaluate("teacher", whole, ModelInput(reference=teacher))}
     students: dict[str, Reference] = {}
+    made: dict[str, Reference] = {}
     for fraction in sorted(p.fractions, reverse=True):
-        data, own, begun = m.part(whole, fraction), teacher, start
-        if p.teacher_rows == "same" and fraction < 1.0:
-            own = m.teacher(data)
-            begun = m.start(data, own)
+        begun = m.begun(whole, fraction)
+        if f"evaluate_{begun.role}" not in made:
+            made[f"evaluate_{begun.role}"] = m.evaluate(begun.role, whole, ModelInput(reference=begun.teacher))
         for name, arm, times in p.trainings():
             role = name if fraction == 1.0 else f"{name} {fraction:g}"
-            students[role] = student = m.arm(role, arm, data, own, begun, times=times)
+            students[role] = student = m.arm(role, arm, begun, times=times)
             made[f"student_{role}"] = student
             made[f"evaluate_{role}"] = m.evaluate(role, whole, ModelInput(reference=student))
-            made[f"seen_{role}"] = m.evaluate(f"{role} seen", data, ModelInput(reference=student), split="train")
+            made[f"seen_{role}"] = m.evaluate(f"{role} seen", begun.data, ModelInput(reference=student), split="train")
     m.report(whole, made)
     return outcome_of(m.made, students, made)

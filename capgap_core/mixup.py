@@ -9,7 +9,7 @@ its scores. So a mixture at mix = 1 is example i exactly, at mix = 0 example j, 
 union of the two masks, as in code for images and for texts of one length, neither is so.
 
 Partners are drawn within a batch, each example being the partner of one other. Batches hold texts of nearly the same
-length, so that little of a mixture is one text beside another's padding.
+length, so that little of a mixture is one text beside another's padding, and two texts at least.
 """
 
 from collections.abc import Iterator

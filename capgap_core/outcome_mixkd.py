@@ -15,13 +15,14 @@ def outcome_of(
     report = made[-1][1]
     data = next(ref for _, ref in made if ref.stage == "data").summary
     arms = tables.read(report.table("ablation"))
-    first = next((role for role in students if role.startswith("mixkd")), next(iter(students)))
+    first = next((role for role in students if role.split()[0] == "mixkd"), next(iter(students)))
+    roles = [name.removeprefix("evaluate_") for name in measured if name.startswith("evaluate_")]
     result = {
         "steps_trained": sum(ref.steps_trained for _, ref in made if not ref.reused),
         "metric": data["metric"],
         "split": data["eval_name"],
         "n": arms[0]["n"],
-        "scores": {role: _scores(measured[f"evaluate_{role}"]) for role in ("teacher", *students)},
+        "scores": {role: _scores(measured[f"evaluate_{role}"]) for role in roles},
         "constant": data["constant"]["evaluation"],
         "differences": [
             {"against": row["role"], "value": row["difference"], "low": row["low"], "high": row["high"]}
@@ -32,7 +33,7 @@ def outcome_of(
         "chosen_scale": None,
         "margin": None,
         "arms": arms,
-        "sizes": {role: _size(measured[f"evaluate_{role}"]) for role in ("teacher", *students)},
+        "sizes": {role: _size(measured[f"evaluate_{role}"]) for role in roles},
         "stages": stage_rows(made),
         "paths": {"student": str(students[first].folder / "model"), "report": str(report.folder / "report.md")},
     }

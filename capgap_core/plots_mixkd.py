@@ -14,17 +14,13 @@ STYLES = {
 PANELS = (("value", "{metric}, evaluation part"), ("gap", "training minus evaluation"), ("calibration_error", "ECE"))
 
 
-def arms(rows: Sequence[Mapping[str, Any]], *, metric: str, teacher: float, n: int) -> bytes:
+def arms(rows: Sequence[Mapping[str, Any]], *, metric: str) -> bytes:
     """Return the metric, its gap and the calibration error of each arm over training rows, as PNG.
 
     Parameters
     ----------
     rows
         Of the table ``ablation``.
-    teacher
-        Its metric on the evaluation part, drawn as a line.
-    n
-        Examples of the evaluation part.
     """
     whole, axes = figure_of(1, len(PANELS))
     names = list(dict.fromkeys(row["role"].split()[0] for row in rows))
@@ -41,14 +37,15 @@ def arms(rows: Sequence[Mapping[str, Any]], *, metric: str, teacher: float, n: i
                 ls="-." if tokens else line, ms=5, lw=1.1, capsize=2, mfc="none" if tokens else colour, label=name,
             )  # fmt: skip
         if column == "value":
-            panel.axhline(teacher, color=GREY, lw=1, ls="--", label="teacher")
+            taught = sorted({(row["n_train"], row["teacher_value"]) for row in rows})
+            panel.plot(*zip(*taught, strict=True), color=GREY, lw=1, ls="--", marker="_", label="teacher")
         panel.set_xscale("log")
         panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
         panel.minorticks_off()
         panel.margins(x=0.15)
         panel.set_title(title.format(metric=metric), fontsize=9)
         panel.grid(color="#dddddd", lw=0.6)
-    axes[1].set_xlabel(f"training rows (n = {n:,} to evaluate, ± 1 standard error)", fontsize=9)
+    axes[1].set_xlabel(f"training rows (n = {rows[0]['n']:,} to evaluate, ± 1 standard error)", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     whole.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return png_of(whole)

@@ -21,6 +21,13 @@ Row = dict[str, Any]
 Verdict = Literal["mixtures helped", "mixtures harmed", "not shown", "not testable"]
 
 
+def covers(before: pd.DataFrame | None, frame: pd.DataFrame) -> bool:
+    """Return whether ``frame`` has every row that is published of its cells, so that it may take their place."""
+    cells = {_cell(row) for row in _records(frame)}
+    held = {_key(row) for row in _records(frame)}
+    return before is None or all(_key(row) in held for row in _records(before) if _cell(row) in cells)
+
+
 def joined(before: pd.DataFrame | None, frame: pd.DataFrame) -> pd.DataFrame:
     """Return published rows with those of the cells in ``frame`` replaced, in their order."""
     cells = {_cell(row) for row in _records(frame)}
@@ -34,14 +41,14 @@ def joined(before: pd.DataFrame | None, frame: pd.DataFrame) -> pd.DataFrame:
 def over_draws(students: Sequence[Row], column: str = "value") -> dict[str, np.ndarray]:
     """Return a column of one cell's students: training → a value for each draw of the rows, in the same order.
 
-    Seeds are averaged within a draw, since students of one draw have more in common than those of two; where there is
-    one draw alone, values are seeds'. Only draws and seeds that every training has are there.
+    Seeds are averaged within a draw, since students of one draw have more in common than those of two; where all rows
+    are taken, values are seeds'. Only draws and seeds that every training has are there.
     """
     held = {(row["training"], row["draw"], row["seed"]): row[column] for row in students}
     names = list(dict.fromkeys(row["training"] for row in students))
     pairs = sorted({(draw, seed) for _, draw, seed in held})
     pairs = [pair for pair in pairs if all((name, *pair) in held for name in names)]
-    of_seeds = len({draw for draw, _ in pairs}) == 1
+    of_seeds = all(row["fraction"] == 1.0 for row in students)
     units = sorted({pair[of_seeds] for pair in pairs})
     return {
         name: np.array([np.mean([held[name, *pair] for pair in pairs if pair[of_seeds] == unit]) for unit in units])
@@ -99,7 +106,7 @@ def _heading(students: Sequence[Row], trials: Sequence[Row], found: Sequence[Row
     rival = next((row["apart"] for row in found if row["training"] == RIVAL), None)
     whose = "all rows" if first["teacher_rows"] == "all" else "the same rows"
     pairs = len({(row["draw"], row["seed"]) for row in students})
-    crossed = f"{count['draw']} draws × {count['seed']} seeds"
+    crossed = " × ".join(f"{number} {name}{'s' * (number > 1)}" for name, number in count.items())
     if pairs < count["draw"] * count["seed"]:
         crossed = f"{pairs} of {crossed}"
     teachers = [row["teacher_value"] for row in students]
@@ -116,8 +123,8 @@ def _table(found: Sequence[Row]) -> str:
     lines = []
     for row in found:
         apart: study.Difference | None = row["apart"]
-        difference = "–" if apart is None else _with(apart.value, apart.low, apart.high, signed=True)
-        own = _with(row["mean"], row["low"], row["high"], signed=False)
+        difference = "–" if apart is None else _with(apart.value, apart.low, apart.high, n=apart.n, signed=True)
+        own = _with(row["mean"], row["low"], row["high"], n=row["n"], signed=False)
         error = "–" if row["ece"] is None else f"{row['ece']:.3f}"
         lines.append([_name(row["training"]), own, difference, markdown.signed(row["gap"], 3), error])
     return markdown.table(["arm", "mean (95% interval)", "all three minus the arm", "gap", "ECE"], lines)
@@ -131,6 +138,11 @@ def _cell(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in CELL)
 
 
+def _key(row: Row) -> tuple[Any, ...]:
+    trial = None if pd.isna(row["trial"]) else int(row["trial"])
+    return (*_cell(row), row["role"], row["training"], row["draw"], row["seed"], trial)
+
+
 def _name(training: str) -> str:
     arm = training.removesuffix("_tokens")
     return NAMES[arm] + (EQUAL if arm != training else "")
@@ -141,6 +153,7 @@ def _order(training: str) -> tuple[int, bool]:
     return list(NAMES).index(arm), arm != training
 
 
-def _with(value: float, low: float, high: float, *, signed: bool) -> str:
+def _with(value: float, low: float, high: float, *, n: int, signed: bool) -> str:
+    """Return a value with its interval, which two values do not have in earnest."""
     found = [markdown.signed(number, 3) if signed else f"{number:.3f}" for number in (value, low, high)]
-    return found[0] if math.isnan(low) else f"{found[0]} ({found[1]} to {found[2]})"
+    return found[0] if math.isnan(low) or n < study.FEWEST_SEEDS else f"{found[0]} ({found[1]} to {found[2]})"

@@ -107,6 +107,14 @@ class Mixkd(MethodRecipe):
             raise ValueError("each may be given once")
         return given
 
+    @field_validator("fractions")
+    @classmethod
+    def _told_apart(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        names = [f"{fraction:g}" for fraction in given]
+        if len(set(names)) != len(names) or any(name == "1" and f != 1.0 for name, f in zip(names, given, strict=True)):
+            raise ValueError("they have to differ in six digits, from 1, too")
+        return given
+
     @property
     def protocol(self) -> Protocol:
         """Return how the data are cut: nothing is known of how the paper did it."""
@@ -116,15 +124,16 @@ class Mixkd(MethodRecipe):
         """Return (name, arm, how many times the steps) of each training on one share of the rows.
 
         An arm that mixes sends each example through the student ``1 + mixup.samples`` times in a step; one that does
-        not is trained for as many steps more where tokens are to be equal.
+        not is trained for as many steps more where tokens are to be equal. Where mixtures weigh nothing no arm mixes.
         """
+        mixes = self.mixup.labels > 0.0 or self.mixup.teacher > 0.0
         found: list[tuple[str, Arm, int]] = []
         for arm in self.arms:
             if arm in UNLABELLED and self.unlabelled is None:
                 continue
             alone = arm in ALONE
-            if "epochs" in self.matched or not alone:
+            if "epochs" in self.matched or not alone or not mixes:
                 found.append((arm, arm, 1))
-            if "tokens" in self.matched and alone:
+            if "tokens" in self.matched and alone and mixes:
                 found.append((f"{arm}_tokens", arm, 1 + self.mixup.samples))
         return found

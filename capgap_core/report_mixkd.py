@@ -32,9 +32,10 @@ class Facts(TypedDict):
     n: int
     seed: int
     device: str
-    teacher: float
     constant: float
     teacher_rows: str
+    accepted: bool
+    """Whether the teacher came fine-tuned, on what is not known."""
     rows: Sequence[Mapping[str, Any]]
     """Of the table ``ablation``."""
     command: str
@@ -43,18 +44,13 @@ class Facts(TypedDict):
 def compose(facts: Facts, png: bytes | None) -> str:
     """Return the report as markdown, what it shows first."""
     sizes = sorted({row["n_train"] for row in facts["rows"]}, reverse=True)
-    whose = "all training rows" if facts["teacher_rows"] == "all" else "the rows of its student"
     image = f"![arms](data:image/png;base64,{base64.b64encode(png).decode()})" if png else ""
     parts = [
         f"# MixKD: {text(facts['dataset'])}",
         verdict(facts),
-        f"Teacher: {facts['metric']} {facts['teacher']:.4f} on the evaluation part ({text(facts['split'])}, "
-        f"{facts['n']:,} examples); it saw {whose}. Constant answer: {facts['constant']:.4f}. Seed {facts['seed']}, "
-        f"device {text(facts['device'])}.",
-        *[
-            f"## {size:,} training rows\n\n{_rows([r for r in facts['rows'] if r['n_train'] == size])}"
-            for size in sizes
-        ],
+        f"{facts['metric']} is measured on the evaluation part ({text(facts['split'])}, {facts['n']:,} examples). "
+        f"Constant answer: {facts['constant']:.4f}. Seed {facts['seed']}, device {text(facts['device'])}.",
+        *[_share(facts, size) for size in sizes],
         "SM: the mixed labels of mixtures; TMKD: what the teacher says of them; examples again, noise: in place of "
         "mixtures; more rows: texts that the teacher labels; equal tokens: as many go through the student. "
         "gap: the metric on the training rows minus that on the evaluation part. ECE: expected calibration error. "
@@ -74,6 +70,15 @@ def verdict(facts: Facts) -> str:
         "**Whether mixtures help: not shown.** One run compares models, not methods: other seeds and other draws of "
         "the rows give other students."
     )
+
+
+def _share(facts: Facts, size: int) -> str:
+    """Return what is said of the arms of one share of the rows."""
+    rows = [row for row in facts["rows"] if row["n_train"] == size]
+    whose = "all training rows" if facts["teacher_rows"] == "all" else "the same rows"
+    saw = "it was fine-tuned before" if facts["accepted"] else f"it saw {whose}"
+    teacher = f"Teacher: {facts['metric']} {rows[0]['teacher_value']:.4f}; {saw}."
+    return f"## {size:,} training rows\n\n{teacher}\n\n{_rows(rows)}"
 
 
 def _rows(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -41,7 +41,7 @@ SCHEMAS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("stderr", _FLOAT), ("n", _INT), ("seen", _FLOAT), ("gap", _FLOAT), ("calibration_error", _FLOAT),
         ("difference", _FLOAT), ("low", _FLOAT), ("high", _FLOAT), ("steps", _INT), ("examples", _INT),
         ("passes", _INT), ("training_flops", _FLOAT), ("loss_labels", _FLOAT), ("loss_prediction", _FLOAT),
-        ("loss_mixed_labels", _FLOAT), ("loss_mixed_prediction", _FLOAT),
+        ("loss_mixed_labels", _FLOAT), ("loss_mixed_prediction", _FLOAT), ("teacher_value", _FLOAT),
     ],
 }  # fmt: skip
 """Table name → its columns in order. Rows are sorted, null is null and never NaN."""

@@ -120,7 +120,7 @@ LossOf = Callable[[Batch, int], Iterable[list[Term]]]
 
 def train(
     model: nn.Module, examples: Examples, training: Training, loss_of: LossOf, *, device: torch.device, stage: str,
-    keeper: Keeper | None = None,
+    keeper: Keeper | None = None, fewest: int = 1,
 ) -> Generator[Step, None, None]:  # fmt: skip
     """Train ``model`` in place and yield a record of every optimizer step, those before a checkpoint among them.
 
@@ -131,7 +131,7 @@ def train(
     change nothing but memory. Where steps have room for tokens, a few long examples or many short ones, it is divided
     by those of the epoch's mean step, so that each example or token weighs the same. AdamW without decay for biases and
     LayerNorm; the learning rate rises linearly for the ``warmup`` share of the steps and then falls linearly to zero
-    (MiniDisc, scripts).
+    (MiniDisc, scripts). Where a loss needs ``fewest`` examples at once, no step and no micro-batch has less.
 
     Raises
     ------
@@ -144,8 +144,9 @@ def train(
     steps = keeper.restore(model, optimizer)
     yield from steps
     order = batches.endless(
-        examples.lengths, batch_size=training.batch_size, room=training.room, seed=training.seed, skip=len(steps)
-    )
+        examples.lengths, batch_size=training.batch_size, room=training.room, seed=training.seed, skip=len(steps),
+        fewest=fewest,
+    )  # fmt: skip
     before = seen = steps[-1].tokens if steps else 0
     clock = time.monotonic()
     drawn = machine.random_state(device)
@@ -154,7 +155,7 @@ def train(
             index, per_epoch = next(order)
             with signals.deferred():
                 optimizer.ready(examples.words(index), step - 1)
-            totals = _differentiate(examples, index, per_epoch, training, loss_of, step, device)
+            totals = _differentiate(examples, index, per_epoch, training, loss_of, step, device, fewest)
             terms, norm = _looked_at(totals, examples.lengths[index], optimizer, training.clip)
             _refuse_non_finite(stage, step, terms, norm, keeper.last)
             with signals.deferred():  # what is to be kept changes here only, as a whole
@@ -179,7 +180,7 @@ def train(
 
 def _differentiate(
     examples: Examples, index: np.ndarray, per_epoch: int, training: Training, loss_of: LossOf, step: int,
-    device: torch.device,
+    device: torch.device, fewest: int,
 ) -> list[tuple[Term, Tensor]]:  # fmt: skip
     """Add the gradients of one step, micro-batch by micro-batch; return its terms with their sums."""
     mean: dict[str, float] = {"examples": len(index), "tokens": int(examples.lengths[index].sum())}
@@ -188,7 +189,7 @@ def _differentiate(
     parts = -(-training.batch_size // training.micro_batch)
     room = -(-(training.room or 0) // parts)
     totals: list[tuple[Term, Tensor]] = []
-    for part in np.array_split(index, min(parts, len(index))):
+    for part in np.array_split(index, min(parts, max(1, len(index) // fewest))):
         for group in loss_of(examples.batch(part, room=room).to(device), step):
             torch.stack([term.total * (term.weight / mean[term.per]) for term in group]).sum().backward()
             totals += [(term, term.total.detach()) for term in group]

@@ -107,15 +107,23 @@ def make(name: str, fraction: float, given: argparse.Namespace) -> None:
     made: list[dict[str, Any]] = []
     for rows in study.follow(checked, call, cell):
         made += rows
-        publish(pd.DataFrame(made), PUBLISHED)
-        _say(f"{name}, {fraction:g} of the rows, teacher of {given.teacher_rows}: {len(made)} trainings published")
+        done = publish(pd.DataFrame(made), PUBLISHED)
+        _say(f"{name}, {fraction:g} of the rows, teacher of {given.teacher_rows}: {len(made)} trainings{done}")
+    publish(pd.DataFrame(made), PUBLISHED, whole=True)
 
 
-def publish(frame: pd.DataFrame, file: Path) -> None:
-    """Put rows into the published file in place of those of the same cells; several processes may do so at once."""
+def publish(frame: pd.DataFrame, file: Path, *, whole: bool = False) -> str:
+    """Put rows into the published file in place of those of the same cells; several processes may do so at once.
+
+    Rows that are not ``whole`` yet wait while more are published of their cells: nothing finished is lost to a study
+    that begins again. Returns what to say of it.
+    """
     with locks.held(file.with_name(f".{file.name}.lock"), Silent()):
         before = pq.read_table(file).to_pandas() if file.is_file() else None
+        if not whole and not published_mixkd.covers(before, frame):
+            return ", published when all are there"
         results.write(file, published_mixkd.joined(before, frame))
+    return ", published"
 
 
 def show_table(file: Path, readme: Path, *, check: bool) -> int:

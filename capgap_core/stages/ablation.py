@@ -31,6 +31,8 @@ class ArmFact(BaseModel):
 
     role: str
     arm: str
+    teacher: str
+    """The role of its teacher."""
     matched: Literal["epochs", "tokens"]
     rows: int
     steps: int
@@ -49,6 +51,7 @@ class Recipe(BaseModel):
     dataset: str
     seed: int
     teacher_rows: Literal["all", "same"]
+    accepted: bool
     arms: tuple[ArmFact, ...]
     device: str
     command: str
@@ -63,18 +66,17 @@ def run(
     rows.sort(key=lambda row: -row["n_train"])  # within a share, in the order of the arms
     tables.write(out_dir / "ablation.parquet", "ablation", rows)
     data = stages["data"].summary
-    teacher = _score(stages["evaluate_teacher"], data["metric"])
     name = Path(recipe.dataset).name if os.path.isabs(recipe.dataset) else recipe.dataset
     facts = report_mixkd.Facts(
-        dataset=name, metric=data["metric"], split=data["eval_name"], n=teacher["n"], seed=recipe.seed,
-        device=recipe.device, teacher=teacher["value"], constant=data["constant"]["evaluation"],
-        teacher_rows=recipe.teacher_rows, rows=rows, command=recipe.command,
+        dataset=name, metric=data["metric"], split=data["eval_name"], n=rows[0]["n"], seed=recipe.seed,
+        device=recipe.device, constant=data["constant"]["evaluation"],
+        teacher_rows=recipe.teacher_rows, accepted=recipe.accepted, rows=rows, command=recipe.command,
     )  # fmt: skip
     png = None
     if find_spec("matplotlib") is not None:
         from capgap_core import plots_mixkd  # noqa: PLC0415 - needs matplotlib
 
-        png = plots_mixkd.arms(rows, metric=data["metric"], teacher=teacher["value"], n=teacher["n"])
+        png = plots_mixkd.arms(rows, metric=data["metric"])
         (out_dir / "arms.png").write_bytes(png)
     (out_dir / "report.md").write_text(report_mixkd.compose(facts, png), encoding="utf8")
     return Made(summary={"arms": [row["role"] for row in rows]})
@@ -98,7 +100,9 @@ def row_of(fact: ArmFact, arms: tuple[ArmFact, ...], stages: Mapping[str, Refere
         "value": found["value"], "stderr": found["stderr"], "n": found["n"], "seen": known["value"],
         "gap": known["value"] - found["value"], **apart, "steps": fact.steps, "examples": fact.examples,
         "calibration_error": metrics.calibration_error(logits, labels) if classes else None,
-        "passes": fact.passes, "training_flops": fact.flops, **_losses(stages[f"student_{fact.role}"]),
+        "passes": fact.passes, "training_flops": fact.flops,
+        "teacher_value": _score(stages[f"evaluate_{fact.teacher}"], data["metric"])["value"],
+        **_losses(stages[f"student_{fact.role}"]),
     }  # fmt: skip
 
 

@@ -60,7 +60,10 @@ def run(
         keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         student.train()
-        taken = train(student, examples, training, loss_of, device=device, stage="distil", keeper=keeper)
+        taken = train(
+            student, examples, training, loss_of, device=device, stage="distil", keeper=keeper,
+            fewest=2 if recipe.mixup else 1,
+        )  # fmt: skip
         done, tokens = log.follow(taken)
         models.save(models.moved(student.eval(), "cpu"), models.model_folder(start), out_dir / "model")
     if start.scale is not None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from capgap_core import models, scoring, tables, tokens
 from capgap_core.batches import Examples
-from capgap_core.errors import StageFailed
+from capgap_core.errors import InputFaults, StageFailed
 from capgap_core.loading import Cache
 from capgap_core.machine import ready
 from capgap_core.progress import Progress
@@ -36,7 +36,7 @@ class Recipe(BaseModel):
 
     family: str
     content: str
-    """Digest of the file."""
+    """Digest of the texts."""
     columns: tuple[str, ...]
     max_length: int
     source: Source
@@ -47,13 +47,16 @@ def run(
 ) -> Made:
     """Write the tables of a data stage with more rows in ``train``, and its tokenizer.
 
-    A new row has the class that the teacher gives most to, or the teacher's score, as its label. Texts that stand in
-    another part, to the token, are left out: nothing that is measured on may be learned from.
+    A new row has the class that the teacher gives most to, or the teacher's score, as its label. What stands in another
+    part, to the token and in either order of a pair, is left out: nothing that is measured on may be learned from.
     """
     data = inputs["data"]
     assert isinstance(data, Reference)
     where = recipe.source
-    found = read_unlabelled(where.path, recipe.columns, cache=Cache(Path(where.cache)))
+    try:
+        found = read_unlabelled(where.path, recipe.columns, cache=Cache(Path(where.cache)))
+    except InputFaults as error:
+        raise StageFailed("pseudo_labels", f"{where.path} cannot be read any more", "Start the run again.") from error
     if found.content != recipe.content:
         raise StageFailed("pseudo_labels", f"{where.path} changed after the run began", "Start the run again.")
     shutil.copytree(data.folder / "model", out_dir / "model")
@@ -62,8 +65,13 @@ def run(
         shutil.copyfile(data.table(name), out_dir / f"{name}.parquet")
     tokenizer = models.load_tokenizer(out_dir / "model")
     encoded = tokens.encode(tokenizer, found.texts, max_length=recipe.max_length)
-    known = {tuple(ids) for name in others for ids in pq.read_table(data.table(name))["input_ids"].to_pylist()}
-    fresh = [i for i, ids in enumerate(encoded["input_ids"]) if tuple(ids) not in known]
+    special = set(tokenizer.all_special_ids)
+    known: set[frozenset[tuple[int, ...]]] = set()
+    for name in others:
+        held = pq.read_table(data.table(name)).to_pydict()
+        known |= {_said(*row, special) for row in zip(held["input_ids"], held["token_type_ids"], strict=True)}
+    rows = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
+    fresh = [i for i, (ids, types) in enumerate(rows) if _said(ids, types, special) not in known]
     labelled = out_dir / "train.parquet"
     whole = pq.read_table(data.table("train"))
     if fresh:
@@ -89,3 +97,13 @@ def run(
         "in_other_parts": len(encoded["input_ids"]) - len(fresh),
     }
     return Made(summary=summary)
+
+
+def _said(ids: list[int], types: list[int], special: set[int]) -> frozenset[tuple[int, ...]]:
+    """Return the one or two texts of a row, whatever their order."""
+    both = zip(ids, types, strict=True)
+    whole: tuple[list[int], list[int]] = ([], [])
+    for token, kind in both:
+        if token not in special:
+            whole[kind > 0].append(token)
+    return frozenset(map(tuple, whole))

@@ -44,14 +44,15 @@ def test_every_arm_is_tried_as_often_at_the_same_rates_and_the_best_is_taken(mad
     frame, _ = made
     trials, students = (frame[frame["role"] == role] for role in ("trial", "student"))
     assert set(trials["arm"]) == {"finetune", "kd", "mixkd"}
-    for arm, tried in trials.groupby("arm"):
+    assert set(trials["training"]) == set(students["training"])
+    for name, tried in trials.groupby("training"):
         assert list(tried["trial"]) == [0, 1, 2]
         assert list(tried["learning_rate"]) == [s["learning_rate"] for s in ablation_study.settings(3)]
         (chosen,) = tried[tried["chosen"]].to_dict("records")
         assert chosen["value"] == tried["value"].max()
-        own = students[students["arm"] == arm]
-        for name in ablation_study.FIRST:
-            assert set(own[name]) == {chosen[name]}
+        own = students[students["training"] == name]
+        for key in ablation_study.FIRST:
+            assert set(own[key]) == {chosen[key]}
     assert set(trials["split"]) == {"selection"}
     assert not set(trials["draw"]) & set(students["draw"]), "results come from rows that nothing was tuned on"
 
@@ -112,14 +113,25 @@ def test_the_interval_is_over_draws_with_seeds_averaged() -> None:
     assert found["mixkd"]["apart"] is None
 
 
-def test_one_draw_leaves_an_interval_over_seeds_and_what_lacks_a_training_is_left_out() -> None:
+def test_all_rows_leave_an_interval_over_seeds_and_what_lacks_a_training_is_left_out() -> None:
     values = {name: np.array([[0.8, 0.82, 0.84]]) + i / 100 for i, name in enumerate(("kd_tokens", "mixkd"))}
-    rows = rows_of(values)
+    rows = rows_of(values, fraction=1.0)
     (first, _) = published_mixkd.compared(rows)
     assert (first["n"], first["apart"].n) == (3, 3)
     assert first["apart"].value == pytest.approx(0.01)
     (first, _) = published_mixkd.compared(rows[:-1])
     assert first["n"] == 2
+
+
+def test_a_share_of_one_draw_shows_nothing_however_many_seeds() -> None:
+    values = {
+        name: np.array([[0.8, 0.82, 0.84]]) + i * np.array([[0.1, 0.11, 0.12]])
+        for i, name in enumerate(("kd_tokens", "mixkd"))
+    }
+    text = published_mixkd.readme_table(pd.DataFrame(rows_of(values)))
+    assert "not shown" in text
+    assert "1 draw × 3 seeds" in text
+    assert "(" not in text.split("| KD + SM + TMKD |")[1], "one draw has no interval"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +155,14 @@ def test_rows_of_a_cell_take_the_place_of_its_own_and_of_no_other() -> None:
     both = published_mixkd.joined(published_mixkd.joined(published_mixkd.joined(None, first), other), again)
     held = both[["fraction", "training", "value"]].itertuples(index=False, name=None)
     assert list(held) == [(0.01, "mixkd", 0.6), (0.1, "kd", 0.75), (0.1, "mixkd", 0.8)]
+
+
+def test_rows_that_are_published_wait_for_a_study_that_has_them_all_again() -> None:
+    whole = pd.DataFrame(rows_of({"kd": np.array([[0.7], [0.8]]), "mixkd": np.array([[0.7], [0.8]])}))
+    assert published_mixkd.covers(None, whole[:1])
+    assert not published_mixkd.covers(whole, whole[:3])
+    assert published_mixkd.covers(whole[:3], whole)
+    assert published_mixkd.covers(whole, pd.DataFrame(rows_of({"kd": np.array([[0.7]])}, fraction=0.01)))
 
 
 def test_the_table_says_how_many_draws_seeds_and_trials_it_rests_on() -> None:

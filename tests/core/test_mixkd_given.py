@@ -1,5 +1,6 @@
 """What MixKD may be given: a pretrained model to begin from, a student of one's own, and texts without labels."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -12,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from capgap_core import mixkd, models, preflight, scoring
+from capgap_core import mixkd, preflight, scoring
 from capgap_core.chain import in_this_process
 from capgap_core.errors import InputFaults
 from capgap_core.families import bert
+from capgap_core.loading import Cache
 from capgap_core.outcome import Outcome
 from capgap_core.progress import Silent
 from capgap_core.recipes_mixkd import Mixkd
+from capgap_core.unlabelled import read_unlabelled
 
 CALL = in_this_process(Silent())
 
@@ -136,30 +139,83 @@ def test_the_teacher_labels_what_has_no_labels_and_nothing_measured_is_among_it(
     assert np.array_equal(part.labels[first:], said[first:])
     assert np.array_equal(part.labels[:first], scoring.examples(data, "train").labels)
     rows = {row["role"]: row for row in done.result["arms"]}
-    assert rows["kd_unlabelled"]["steps"] == rows["kd"]["steps"]
-    assert rows["kd_unlabelled_tokens"]["steps"] == rows["kd_tokens"]["steps"] == 2 * rows["mixkd_unlabelled"]["steps"]
+    for own, like in (("kd_unlabelled", "kd"), ("kd_unlabelled_tokens", "kd_tokens"), ("mixkd_unlabelled", "mixkd")):
+        per_step = rows[own]["examples"] / rows[own]["steps"]
+        assert abs(rows[own]["examples"] - rows[like]["examples"]) <= per_step
+        assert rows[own]["training_flops"] > rows[like]["training_flops"] * 0.9
     assert {row["n_train"] for row in done.result["arms"]} == {first}
+
+
+def test_the_same_bytes_read_in_another_way_are_other_texts(asked: dict[str, Any], tmp_path: Path) -> None:
+    """A header is a text where each line is one."""
+    made = []
+    for name in ("more.csv", "more.txt"):
+        (tmp_path / name).write_text("text\nwarm sun above\ncold moon below\n", encoding="utf8")
+        done = follow(asked, unlabelled=str(tmp_path / name), arms=["kd_unlabelled"])
+        made.append(next(ref.summary["pseudo_labelled"] for _, ref in done.stages if ref.stage == "pseudo_labels"))
+    assert made == [2, 3]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "marked.txt").write_bytes("\ufeffwarm sun\ncold moon\n".encode())
+    found = read_unlabelled(str(tmp_path / "marked.txt"), ("text",), cache=Cache(tmp_path / "cache"))
+    assert found.texts == (["warm sun", "cold moon"],)
+
+
+def test_a_pair_that_is_measured_on_is_left_out_in_either_order_and_scores_are_the_teachers(
+    asked: dict[str, Any], tmp_path: Path
+) -> None:
+    """Regression, on pairs."""
+    draw = np.random.default_rng(0)
+    texts = {"sentence1": [f"word{i} warm" for i in range(200)], "sentence2": [f"sun{i} above" for i in range(200)]}
+    table = pd.DataFrame({**texts, "score": draw.uniform(0, 5, 200).round(2)})
+    table.iloc[:160].to_csv(tmp_path / "train.csv", index=False)
+    table.iloc[160:].to_csv(tmp_path / "dev.csv", index=False)
+    more = pd.DataFrame({"sentence1": texts["sentence2"], "sentence2": texts["sentence1"]}).iloc[150:]
+    more.to_parquet(tmp_path / "more.parquet")
+    done = follow(
+        asked, dataset=str(tmp_path), unlabelled=str(tmp_path / "more.parquet"),
+        data={**asked["data"], "splits": {"train": "train.csv", "eval": "dev.csv"}},
+        arms=["mixkd_unlabelled", "repeats", "noise"],
+    )  # fmt: skip
+    ref = next(ref for _, ref in done.stages if ref.stage == "pseudo_labels")
+    fresh = ref.summary["pseudo_labelled"]
+    assert 0 < fresh <= 10
+    teacher = bert.load(one(done, "teacher") / "model")
+    part = scoring.examples(ref, "train")
+    said = scoring.logits_of(teacher, part, device=torch.device("cpu"))[:, 0]
+    assert np.allclose(part.labels[-fresh:], said[-fresh:], atol=1e-5)
+    for row in done.result["arms"]:
+        assert row["loss_mixed_labels"] > 0.0
+        assert row["calibration_error"] is None
 
 
 def test_faults_of_unlabelled_texts_are_said_before_any_work(asked: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "wrong.csv").write_text("words\nsome\n", encoding="utf8")
     (tmp_path / "empty.txt").write_text("", encoding="utf8")
     (tmp_path / "blank.txt").write_text("\n \n", encoding="utf8")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.txt.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "latin.txt").write_bytes("caf\xe9\n".encode("latin1"))
+    (tmp_path / "numbers.pdf").write_text("1\n", encoding="utf8")
     for given, rule in (
-        ("wrong.csv", "no such column"), ("empty.txt", "is empty"), ("blank.txt", "is empty"),
+        ("wrong.csv", "has no column"), ("empty.txt", "holds no text"), ("blank.txt", "holds no text"),
+        ("folder", "is a folder"), ("empty.txt.gz", "holds no text"),
+        ("latin.txt", "not UTF-8"), ("numbers.pdf", "is none of"),
         ("none.csv", "no such file"),
     ):  # fmt: skip
         with pytest.raises(InputFaults) as found:
             preflight.check({**asked, "unlabelled": str(tmp_path / given)}, flow="mixkd")
         (fault,) = found.value.faults
         assert rule in str(fault)
-        assert "unlabelled" in fault.field
+        assert fault.field == "unlabelled"
+        assert "json lines" in fault.remedy
 
 
 def test_a_line_is_no_pair(asked: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("some\n", encoding="utf8")
     changes = {"dataset": str(builders.pair_csv(tmp_path)), "unlabelled": str(tmp_path / "lines.txt")}
-    with pytest.raises(InputFaults, match="one text a line"):
+    with pytest.raises(InputFaults, match="a text a line"):
         preflight.check({**asked, **changes}, flow="mixkd")
 
 
@@ -181,6 +237,33 @@ def test_what_cannot_be_together_is_one_message(asked: dict[str, Any], changes: 
     assert field in {fault.field for fault in found.value.faults}
 
 
+def test_each_share_has_its_own_teacher_and_the_report_says_what_it_is_worth(asked: dict[str, Any]) -> None:
+    done = follow(asked, fractions=[0.6, 0.3], teacher_rows="same", arms=["kd", "mixkd"])
+    teachers = {role: ref for role, ref in done.stages if ref.stage == "teacher"}
+    assert set(teachers) == {"teacher 0.6", "teacher 0.3"}, "nobody asked for one of all rows"
+    for row in done.result["arms"]:
+        role = f"teacher {row['role'].split()[1]}"
+        assert row["teacher_value"] == done.result["scores"][role]["accuracy"]
+    text = done.report.folder.joinpath("report.md").read_text(encoding="utf8")
+    assert text.count("it saw the same rows") == 2
+
+
+def test_an_accepted_teacher_saw_what_it_saw(asked: dict[str, Any]) -> None:
+    given = {**asked, "teacher_recipe": {"mode": "accept"}, "teacher_rows": "same"}
+    with pytest.raises(InputFaults) as found:
+        preflight.check(given, flow="mixkd")
+    assert [fault.field for fault in found.value.faults] == ["teacher_rows"]
+
+
+def test_where_mixtures_weigh_nothing_no_arm_is_trained_for_longer(asked: dict[str, Any]) -> None:
+    done = follow(
+        asked, arms=["finetune", "kd", "mixkd"], matched=["epochs", "tokens"],
+        mixup={"labels": 0.0, "teacher": 0.0}, student={**asked["student"], "prediction": 0.0},
+    )  # fmt: skip
+    assert {row["role"] for row in done.result["arms"]} == {"finetune", "kd", "mixkd"}
+    assert len({ref.identity for _, ref in done.stages if ref.stage == "distil"}) == 1, "all are fine-tuning"
+
+
 def test_an_accepted_teacher_was_never_seen_before_it_was_fine_tuned(asked: dict[str, Any]) -> None:
     given = {**asked, "teacher_recipe": {"mode": "accept"}, "student": {"begin": "pretrained"}}
     with pytest.raises(InputFaults, match="fine-tuned already"):
@@ -194,4 +277,3 @@ def test_the_columns_of_losses_are_the_terms_of_each_arm(asked: dict[str, Any]) 
     assert rows["kd"]["loss_mixed_labels"] is None
     assert rows["mixkd"]["loss_mixed_prediction"] > 0.0
     assert 0.3 < rows["mixkd"]["loss_mixed_labels"] < 1.5, "a mean over mixtures, not their sum: two classes"
-    assert models.family("bert") is bert

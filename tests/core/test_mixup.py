@@ -1,6 +1,6 @@
 """Mixtures of examples: exact where one of the two is all, linear in the embeddings, and what is learned from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.nn.functional import pad
 
+from capgap_core import batches
 from capgap_core.batches import Batch
 from capgap_core.distillation import Distillation, Objective
 from capgap_core.families import bert
@@ -21,7 +22,7 @@ from capgap_core.outputs import Computed, Stock
 from capgap_core.records import Reference
 from capgap_core.steps import task_loss
 from capgap_core.targets import live
-from capgap_core.training import Term
+from capgap_core.training import Term, train
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 4, 1, 7, 9)
@@ -232,3 +233,22 @@ def test_labels_alone_are_fine_tuning(tmp_path: Path) -> None:
     )
     (expected,) = task_loss(builders.way(model), data)(batch, 1)
     assert [(t.name, t.weight, t.total.item()) for t in found] == [(t.name, t.weight, t.total.item()) for t in expected]
+
+
+@pytest.mark.parametrize(("size", "micro"), [(2, 2), (3, 2), (8, 2), (8, 3), (22, 22), (23, 5)])
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_no_example_is_mixed_with_itself(tmp_path: Path, size: int, micro: int, by_tokens: bool) -> None:
+    """Neither a last step nor a micro-batch is of one example; without ``fewest`` some are."""
+    part = builders.examples(tmp_path, rows=23)
+    room, per_epoch = batches.room_for(part.lengths, size) if by_tokens else (None, -(-23 // size))
+    made = builders.training(steps=2 * per_epoch, batch_size=size, room=room, per_epoch=per_epoch, micro_batch=micro)
+    model = builders.bert()
+    seen: list[int] = []
+
+    def loss_of(batch: Batch, _step: int) -> Iterator[list[Term]]:
+        seen.append(len(batch.index))
+        yield [Term(name="any", total=model.classifier.weight.sum(), per="examples")]
+
+    list(train(model, part, made, loss_of, device=CPU, stage="distil", fewest=2))
+    assert min(seen) >= 2
+    assert sum(seen) >= 23
