@@ -34,6 +34,7 @@ bench: install
 	@$(BIN)/python tests/benchmarks/quality.py
 	@$(BIN)/python tests/benchmarks/stages.py
 	@$(BIN)/python tests/benchmarks/loss_heads.py
+	@$(BIN)/python tests/benchmarks/mixtures.py
 
 # Makes every published run (hours), then the README's table: make results DATA=<folder of the sets> TEACHER=<folder>
 results: install
