@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +11,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from capgap_core import locks, preflight, published_mixkd
-from capgap_core.errors import InputFaults
 from capgap_core.progress import Lines, Silent
-from flows import results, servers
+from flows import results
 from flows.places import default_root
 
 PUBLISHED = results.PROJECT / "artifacts" / "published" / "mixkd.parquet"
@@ -29,21 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the two commands; return its exit status."""
     given = _parser().parse_args(argv)
     if given.command == "table":
-        return show_table(PUBLISHED, results.README, check=given.check)
-    # torch reads it when it is loaded, which is not yet.
-    os.environ.update(servers.PATIENT_THREADS)
-    try:
-        with servers.interruptible():
-            for name in given.sets:
-                for fraction in given.fractions:
-                    make(name, fraction, given)
-    except InputFaults as faults:
-        _say(str(faults))
-        return 2
-    except servers.Interrupted as interrupted:
-        _say(f"interrupted; what has finished is in {PUBLISHED}, and the same command goes on")
-        return 128 + interrupted.number
-    return 0
+        table = published_mixkd.readme_table
+        return results.show_table(PUBLISHED, results.README, check=given.check, table=table, name="ablation")
+    return results.status_of(lambda: make_all(given), PUBLISHED)
+
+
+def make_all(given: argparse.Namespace) -> None:
+    """Make every cell that was asked for, set by set."""
+    for name in given.sets:
+        for fraction in given.fractions:
+            make(name, fraction, given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,19 +117,6 @@ def publish(frame: pd.DataFrame, file: Path, *, whole: bool = False) -> str:
             return ", published when all are there"
         results.write(file, published_mixkd.joined(before, frame))
     return ", published"
-
-
-def show_table(file: Path, readme: Path, *, check: bool) -> int:
-    """Write the table of the published rows into the README, or only say whether it is there; return the status."""
-    before = readme.read_text(encoding="utf8")
-    after = results.with_table(before, published_mixkd.readme_table(pq.read_table(file).to_pandas()), name="mixkd")
-    if before == after:
-        return 0
-    if check:
-        _say(f"{readme} does not show what {file} holds: python -m flows.ablation table")
-        return 1
-    readme.write_text(after, encoding="utf8")
-    return 0
 
 
 def _say(text: str) -> None:

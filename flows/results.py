@@ -26,6 +26,8 @@ README = PROJECT / "README.md"
 SETS: dict[str, tuple[str, int | None]] = {"sst-2": ("sst-2", 10_000), "sst-2-all": ("sst-2", None)}
 """Name → (folder, training rows drawn once); another name is that of its folder, with all its rows."""
 
+Table = Callable[[pd.DataFrame], str]
+"""Composes a table of published rows."""
 Make = Callable[[Minidisc], Any]
 """Makes a run, and returns its outcome (``capgap_core.outcome.Outcome``)."""
 
@@ -35,17 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     if given.command == "table":
         return show_table(PUBLISHED, README, check=given.check)
+    asked = asked_for(given.data, given.teacher, given.root, sets=given.sets, seeds=given.seeds)
+    return status_of(lambda: make_all(asked, PUBLISHED, _made), PUBLISHED)
+
+
+def status_of(make: Callable[[], None], file: Path) -> int:
+    """Make results, which are published in ``file`` as they are finished; return the exit status."""
     # torch reads it when it is loaded, which is not yet.
     os.environ.update(servers.PATIENT_THREADS)
-    asked = asked_for(given.data, given.teacher, given.root, sets=given.sets, seeds=given.seeds)
     try:
         with servers.interruptible():
-            make_all(asked, PUBLISHED, _made)
+            make()
     except InputFaults as faults:
         _say(str(faults))
         return 2
     except servers.Interrupted as interrupted:
-        _say(f"interrupted; what has finished is in {PUBLISHED}, and the same command goes on")
+        _say(f"interrupted; what has finished is in {file}, and the same command goes on")
         return 128 + interrupted.number
     return 0
 
@@ -143,17 +150,25 @@ def write(path: Path, frame: pd.DataFrame) -> None:
     os.replace(temporary, path)
 
 
-def show_table(file: Path, readme: Path, *, check: bool) -> int:
-    """Write the table of the published rows into the README, or only say whether it is there; return the status."""
+def show_table(file: Path, readme: Path, *, check: bool, table: Table | None = None, name: str = "results") -> int:
+    """Write the table of the published rows into the README, or only say whether it is there; return the status.
+
+    Parameters
+    ----------
+    table
+        Of the rows; without one that of the runs of MiniDisc.
+    name
+        Of the table's markers, and of the module that makes the rows.
+    """
     if not file.is_file():
-        _say(f"{file} is not there: python -m flows.results run makes it")
+        _say(f"{file} is not there: python -m flows.{name} run makes it")
         return 1
     before = readme.read_text(encoding="utf8")
-    after = with_table(before, published.readme_table(pq.read_table(file).to_pandas()))
+    after = with_table(before, (table or published.readme_table)(pq.read_table(file).to_pandas()), name=name)
     if before == after:
         return 0
     if check:
-        _say(f"{readme} does not show what {file} holds: python -m flows.results table")
+        _say(f"{readme} does not show what {file} holds: python -m flows.{name} table")
         return 1
     readme.write_text(after, encoding="utf8")
     return 0

@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, list[t
     folder = tmp_path_factory.mktemp("study")
     asked = {
         **{name: builders.TINY[name] for name in ("data", "teacher_recipe")},
-        "dataset": str(builders.single_csv(folder, 300)), "arms": ["finetune", "kd", "mixkd"],
+        "dataset": str(builders.single_csv(folder, 300)), "arms": ["kd", "mixkd"],
         "student": {"epochs": 1}, "run": {"root": str(folder / "art"), "threads": 1},
     }  # fmt: skip
     told: list[tuple[str, str, Any]] = []
@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, list[t
 def test_every_arm_is_tried_as_often_at_the_same_rates_and_the_best_is_taken(made: Any) -> None:
     frame, _ = made
     trials, students = (frame[frame["role"] == role] for role in ("trial", "student"))
-    assert set(trials["arm"]) == {"finetune", "kd", "mixkd"}
+    assert set(trials["arm"]) == {"kd", "mixkd"}
     assert set(trials["training"]) == set(students["training"])
     for name, tried in trials.groupby("training"):
         assert list(tried["trial"]) == [0, 1, 2]
@@ -68,7 +68,7 @@ def test_nothing_is_measured_on_the_evaluation_part_before_all_is_chosen(made: A
 def test_draws_and_seeds_are_crossed_and_every_training_is_there(made: Any) -> None:
     frame, _ = made
     students = frame[frame["role"] == "student"]
-    names = {"finetune", "finetune_tokens", "kd", "kd_tokens", "mixkd"}
+    names = {"kd", "kd_tokens", "mixkd"}
     found = set(students[["training", "draw", "seed"]].itertuples(index=False, name=None))
     assert found == {(name, draw, seed) for name in names for draw in (1, 2) for seed in (1, 2)}
     assert len(set(students["identity"])) == len(students)
