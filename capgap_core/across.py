@@ -5,7 +5,7 @@ from typing import Any
 from capgap_core.errors import Fault, fault
 from capgap_core.given_teacher import GivenTeacher
 from capgap_core.recipes import Minidisc
-from capgap_core.recipes_mixkd import ARMS, UNLABELLED, Mixkd
+from capgap_core.recipes_mixkd import ALONE, ARMS, UNLABELLED, Mixkd
 
 
 def across(p: Any, wrong: set[str]) -> list[Fault]:
@@ -87,7 +87,9 @@ def _fewer_layers(layers: int | None, whole: int) -> list[Fault]:
 
 
 def _mixtures(p: Minidisc | Mixkd, wrong: set[str]) -> list[Fault]:
-    if not p.mixup.samples or wrong & {"mixup", "mixup.samples", "student"}:
+    if not p.mixup.samples or wrong & {"mixup", "mixup.samples", "student", "arms"}:
+        return []
+    if isinstance(p, Mixkd) and set(p.arms) <= set(ALONE):
         return []
     rule = f"mixup.samples = {p.mixup.samples} mixes examples of one batch, and one alone has no partner"
     remedy = "Give 2 or more." if isinstance(p, Mixkd) else "Give 2 or more, or mixup.samples=0."

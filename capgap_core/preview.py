@@ -28,6 +28,8 @@ ROWS = {"train": 3000, "calibration": 128, "selection": 256, "evaluation": 256}
 COUNTED = {"importance": "calibration", "candidates": "selection"}
 """Stage → the part whose rows it goes through once; an evaluation names its own."""
 DATA, REPORTS = ("data", "part"), ("report", "ablation")
+LABELLED = "pseudo_labels"
+"""Gives rows that later stages take, as ``DATA`` do, and is made whole: a teacher's one look at each text."""
 STEPS = {"teacher": 18, "sandwich": 16, "distil": 40}
 """Stage → most steps of its training that are taken."""
 FIRST = 6
@@ -117,8 +119,9 @@ class _Trial:
         """Return a stage that was made small, or the data whole."""
         self._progress.message(f"trying {stage} {role}".rstrip())
         began = time.monotonic()
-        if stage in DATA:
-            whole = build(stage, recipe, inputs, execution=self._real, progress=self._progress)
+        if stage in DATA or stage == LABELLED:
+            where = self._real if stage in DATA else self._trial  # labels of a teacher that is thrown away, too
+            whole = build(stage, recipe, inputs, execution=where, progress=self._progress)
             self._note(stage, role, whole.seconds if whole.reused else time.monotonic() - began)
             self._parts[whole.path] = (whole, _smaller(whole, self._root / f"part-{len(self._parts)}"))
             return whole

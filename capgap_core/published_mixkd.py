@@ -108,7 +108,7 @@ def _heading(students: Sequence[Row], trials: Sequence[Row], found: Sequence[Row
     pairs = len({(row["draw"], row["seed"]) for row in students})
     crossed = " × ".join(f"{number} {name}{'s' * (number > 1)}" for name, number in count.items())
     if pairs < count["draw"] * count["seed"]:
-        crossed = f"{pairs} of {crossed}"
+        crossed = f"{pairs} of {count['draw'] * count['seed']} ({crossed})"
     teachers = [row["teacher_value"] for row in students]
     low, high = f"{min(teachers):.3f}", f"{max(teachers):.3f}"
     return (
@@ -127,7 +127,7 @@ def _table(found: Sequence[Row]) -> str:
         own = _with(row["mean"], row["low"], row["high"], n=row["n"], signed=False)
         error = "–" if row["ece"] is None else f"{row['ece']:.3f}"
         lines.append([_name(row["training"]), own, difference, markdown.signed(row["gap"], 3), error])
-    return markdown.table(["arm", "mean (95% interval)", "all three minus the arm", "gap", "ECE"], lines)
+    return markdown.table(["arm", "mean (95% interval)", f"{NAMES[AGAINST]} minus the arm", "gap", "ECE"], lines)
 
 
 def _records(frame: pd.DataFrame) -> list[Row]:

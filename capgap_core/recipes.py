@@ -46,7 +46,9 @@ class DataRecipe(Recipe):
         default=None, ge=16, description="Training rows drawn once, by data.seed; null: all."
     )
     selection_rows: int = Field(
-        default=2000, ge=8, description="At most this many rows of train choose the assistant (never over a tenth)."
+        default=2000,
+        ge=8,
+        description="At most this many rows of train choose an assistant, or a setting (never over a tenth).",
     )
     calibration_rows: int = Field(
         default=1024, ge=8, description="At most this many rows of train score the importance (never over a tenth)."

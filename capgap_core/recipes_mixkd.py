@@ -100,6 +100,11 @@ class Mixkd(MethodRecipe):
     evaluate: EvaluateRecipe = EvaluateRecipe()
     run: Execution = Execution()
 
+    @field_validator("arms", "matched", "fractions", mode="before")
+    @classmethod
+    def _one(cls, given: object) -> object:
+        return (given,) if isinstance(given, str | float | int) else given
+
     @field_validator("arms", "matched", "fractions")
     @classmethod
     def _distinct(cls, given: tuple[object, ...]) -> tuple[object, ...]:

@@ -54,7 +54,8 @@ def compose(facts: Facts, png: bytes | None) -> str:
         "SM: the mixed labels of mixtures; TMKD: what the teacher says of them; examples again, noise: in place of "
         "mixtures; more rows: texts that the teacher labels; equal tokens: as many go through the student. "
         "gap: the metric on the training rows minus that on the evaluation part. ECE: expected calibration error. "
-        "Passes: examples and mixtures that went forward and back through the student. Differences are KD + SM + TMKD "
+        "Passes: examples and mixtures that went forward and back through the student; FLOPs count "
+        "the teacher at every step, as if nothing were kept. Differences are KD + SM + TMKD "
         "minus the arm, with a paired 95% interval over the examples: they speak of these models, not of the method.",
         *([image] if image and len(image) < LARGEST else []),
         f"## Repeat it\n\n```sh\n{facts['command']}\n```",
@@ -100,7 +101,7 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
     header = [
         "arm",
         f"{rows[0]['metric']} ± s.e.",
-        "whole minus arm",
+        "KD + SM + TMKD minus the arm",
         "gap",
         "ECE",
         "steps",

@@ -149,6 +149,8 @@ def test_a_student_may_be_slimmed_and_its_teacher_have_seen_as_little(asked: dic
         ({"mixup": {"samples": 0}}, "mixup.samples"),
         ({"student": {"batch_size": 1}}, "student.batch_size"),
         ({"student": {"micro_batch": 1}}, "student.micro_batch"),
+        ({"arms": "mixkd", "student": {"micro_batch": 1}}, "student.micro_batch"),
+        ({"arms": "kd", "fractions": 0.5, "student": {"micro_batch": 1}, "draw": -1}, "draw"),
         ({"student": {"prediction": -1}}, "student.prediction"),
         ({"student": {"layers": 3}}, "student.layers"),
         ({"student": {"layers": 1, "scale": 0.5}}, "student.layers"),

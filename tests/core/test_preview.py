@@ -90,9 +90,11 @@ def test_another_flow_is_told_of_too_with_each_share_of_its_rows(tmp_path: Path)
     names = ("data", "teacher_recipe", "evaluate")
     given = {
         **{name: builders.TINY[name] for name in names}, "dataset": str(builders.single_csv(tmp_path, 400)),
-        "arms": ["kd", "mixkd"], "matched": ["epochs"], "fractions": [1.0, 0.5], "student": {"epochs": 1},
+        "arms": ["kd", "mixkd", "mixkd_unlabelled"], "matched": ["epochs"], "fractions": [1.0, 0.5],
+        "student": {"epochs": 1}, "unlabelled": str(tmp_path / "more.txt"),
         "run": {"root": str(tmp_path / "art"), "threads": 1},
     }  # fmt: skip
+    (tmp_path / "more.txt").write_text("warm sun\n" * 50, encoding="utf8")
     checked = preflight.check(given, flow="mixkd")
     told = previews.preview(checked, Silent())
     ran = mixkd.follow(checked, chain.in_this_process(Silent())).result
