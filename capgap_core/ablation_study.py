@@ -84,9 +84,8 @@ def follow(checked: Checked, call: Caller, cell: Cell) -> Iterator[list[dict[str
         for seed in cell.seeds:
             p = checked.parameters.model_copy(update={"draw": draw, "seed": seed})
             yield [
-                row
+                _measured(_at(checked, p, chosen[name]), call, cell, name, arm, times, chosen[name])
                 for name, arm, times in p.trainings()
-                for row in [_measured(_at(checked, p, chosen[name]), call, cell, name, arm, times, chosen[name])]
             ]
 
 

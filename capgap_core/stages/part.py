@@ -4,7 +4,9 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
@@ -31,18 +33,21 @@ def run(
     """
     data = inputs["data"]
     assert isinstance(data, Reference)
+    whole = pq.read_table(data.table("train"))
+    order = random.Random(recipe.seed).sample(range(len(whole)), len(whole))
+    return Made(summary=with_train(data, whole.take(sorted(order[: recipe.rows])), out_dir))
+
+
+def with_train(data: Reference, train: pa.Table, out_dir: Path) -> dict[str, Any]:
+    """Write the tables of a data stage with other rows in ``train``, and its tokenizer; return the summary."""
     shutil.copytree(data.folder / "model", out_dir / "model")
     for name in data.summary["rows"]:
         if name != "train":
             shutil.copyfile(data.table(name), out_dir / f"{name}.parquet")
-    whole = pq.read_table(data.table("train"))
-    order = random.Random(recipe.seed).sample(range(len(whole)), len(whole))
-    taken = whole.take(sorted(order[: recipe.rows]))
-    pq.write_table(taken, out_dir / "train.parquet", compression="zstd", row_group_size=65536)
-    tokens = len(taken["input_ids"].combine_chunks().flatten())
-    summary = {
+    pq.write_table(train, out_dir / "train.parquet", compression="zstd", row_group_size=65536)
+    tokens = len(train["input_ids"].combine_chunks().flatten())
+    return {
         **data.summary,
-        "rows": {**data.summary["rows"], "train": len(taken)},
+        "rows": {**data.summary["rows"], "train": len(train)},
         "tokens": {**data.summary["tokens"], "train": tokens},
     }
-    return Made(summary=summary)

@@ -1,13 +1,16 @@
 """Texts without labels, which the teacher labels, added to the training rows."""
 
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from capgap_core import models, scoring, tables, tokens
 from capgap_core.batches import Examples
@@ -17,6 +20,7 @@ from capgap_core.machine import ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, Reference
+from capgap_core.stages.part import with_train
 from capgap_core.unlabelled import read_unlabelled
 
 
@@ -59,11 +63,8 @@ def run(
         raise StageFailed("pseudo_labels", f"{where.path} cannot be read any more", "Start the run again.") from error
     if found.content != recipe.content:
         raise StageFailed("pseudo_labels", f"{where.path} changed after the run began", "Start the run again.")
-    shutil.copytree(data.folder / "model", out_dir / "model")
     others = [name for name in data.summary["rows"] if name != "train"]
-    for name in others:
-        shutil.copyfile(data.table(name), out_dir / f"{name}.parquet")
-    tokenizer = models.load_tokenizer(out_dir / "model")
+    tokenizer = models.load_tokenizer(data.folder / "model")
     encoded = tokens.encode(tokenizer, found.texts, max_length=recipe.max_length)
     special = set(tokenizer.all_special_ids)
     known: set[frozenset[tuple[int, ...]]] = set()
@@ -72,38 +73,34 @@ def run(
         known |= {_said(*row, special) for row in zip(held["input_ids"], held["token_type_ids"], strict=True)}
     rows = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
     fresh = [i for i, (ids, types) in enumerate(rows) if _said(ids, types, special) not in known]
-    labelled = out_dir / "train.parquet"
-    whole = pq.read_table(data.table("train"))
+    train = pq.read_table(data.table("train"))
     if fresh:
-        first = 1 + int(np.asarray(whole["row"]).max())
-        columns = {name: [values[i] for i in fresh] for name, values in encoded.items()}
-        columns |= {"row": [first + i for i in fresh], "label": [0.0] * len(fresh)}
-        tables.write_columns(labelled, "examples", columns)
-        part = Examples(labelled, pad=data.summary["pad"], regression=data.summary["task"] == "regression")
+        chosen = {name: [values[i] for i in fresh] for name, values in encoded.items()}
+        first = 1 + int(np.asarray(train["row"]).max())
+        columns = {"row": [first + i for i in fresh], "label": [0.0] * len(fresh), **chosen}
         with ready(execution) as device:
             model = models.load(models.family(recipe.family), inputs["teacher"])
-            logits = scoring.logits_of(model, part, device=device)
-        labels = logits[:, 0] if data.summary["task"] == "regression" else logits.argmax(1)
-        columns["label"] = labels.astype(float).tolist()
-        tables.write_columns(labelled, "examples", columns)
-        whole = pa.concat_tables([whole, pq.read_table(labelled)])
-    pq.write_table(whole, labelled, compression="zstd", row_group_size=65536)
+            columns["label"] = _labels(model, columns, data, device)
+        train = pa.concat_tables([train, pa.table(columns, schema=train.schema)])
     progress.message(f"{len(fresh)} of {len(encoded['input_ids'])} texts labelled by the teacher")
-    summary = {
-        **data.summary,
-        "rows": {**data.summary["rows"], "train": len(whole)},
-        "tokens": {**data.summary["tokens"], "train": len(whole["input_ids"].combine_chunks().flatten())},
-        "pseudo_labelled": len(fresh),
-        "in_other_parts": len(encoded["input_ids"]) - len(fresh),
-    }
-    return Made(summary=summary)
+    counts = {"pseudo_labelled": len(fresh), "in_other_parts": len(encoded["input_ids"]) - len(fresh)}
+    return Made(summary={**with_train(data, train, out_dir), **counts})
+
+
+def _labels(model: nn.Module, columns: dict[str, list[Any]], data: Reference, device: torch.device) -> list[float]:
+    """Return what a teacher says of each row: the class it gives most to, or its score."""
+    regression = data.summary["task"] == "regression"
+    with tempfile.TemporaryDirectory() as place:
+        tables.write_columns(Path(place) / "rows.parquet", "examples", columns)
+        part = Examples(Path(place) / "rows.parquet", pad=data.summary["pad"], regression=regression)
+    logits = scoring.logits_of(model, part, device=device)
+    return (logits[:, 0] if regression else logits.argmax(1)).astype(float).tolist()
 
 
 def _said(ids: list[int], types: list[int], special: set[int]) -> frozenset[tuple[int, ...]]:
     """Return the one or two texts of a row, whatever their order."""
-    both = zip(ids, types, strict=True)
     whole: tuple[list[int], list[int]] = ([], [])
-    for token, kind in both:
+    for token, kind in zip(ids, types, strict=True):
         if token not in special:
             whole[kind > 0].append(token)
     return frozenset(map(tuple, whole))
