@@ -3,10 +3,11 @@
 A cell is one data set, one share of its rows and one kind of teacher. In it every training, an arm for equal epochs or
 for equal tokens, is first tried with the same number of settings, on a draw of the rows that no result comes from (with
 a seed that none comes from, where all rows are taken); the setting with the best metric on the selection part is used
-in all draws and seeds. Only then is anything measured on the part that nobody tuned on.
+in all draws and seeds. Only then is anything measured on the part that nobody tuned on. Where that costs too much, a
+cell takes the settings of another, such as a smaller share of the rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +45,10 @@ class Cell:
     draws: Sequence[int]
     seeds: Sequence[int]
     """Shares are tuned with the first, whose teacher is there, all rows with one that is not among them."""
+    chosen: Mapping[str, "Setting"] | None = None
+    """Training → its setting, where that was found in another cell; nothing is tried then."""
+    tuned_on: str | None = None
+    """What these were found on, in words; null where they are this cell's own."""
 
 
 def settings(trials: int) -> list[Setting]:
@@ -75,8 +80,8 @@ def follow(checked: Checked, call: Caller, cell: Cell) -> Iterator[list[dict[str
     ------
     Published rows, as they are known: those of each arm's trials, then those of each draw and seed.
     """
-    chosen: dict[str, Setting] = {}
-    for name, arm, times in checked.parameters.trainings():
+    chosen = dict(cell.chosen or {})
+    for name, arm, times in checked.parameters.trainings() if cell.chosen is None else ():
         rows = _trials(checked, call, cell, name, arm, times)
         chosen[name] = next({key: row[key] for key in FIRST} for row in rows if row["chosen"])
         yield rows
@@ -147,5 +152,5 @@ def _shared(cell: Cell, m: MixKD, student: Reference, setting: Setting) -> dict[
     return {
         "flow": "mixkd", "dataset": cell.dataset, "fraction": cell.fraction, "teacher_rows": m.p.teacher_rows,
         "n_train": fact.rows, "draw": m.p.draw, "seed": m.p.seed, "steps": fact.steps, "seconds": student.seconds,
-        "device": str(m.device), **setting,
+        "device": str(m.device), "tuned_on": cell.tuned_on, **setting,
     }  # fmt: skip

@@ -88,6 +88,13 @@ def verdict(difference: study.Difference | None, n_train: int) -> Verdict:
     return "mixtures harmed" if difference.high < 0 else "not shown"
 
 
+def chosen(frame: pd.DataFrame, dataset: str, fraction: float, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return training → the setting that trials on a share, with a teacher of all rows, chose; empty without any."""
+    cell = (dataset, "all", fraction)
+    held = [row for row in _records(frame) if _cell(row) == cell and row["role"] == "trial" and row["chosen"]]
+    return {row["training"]: {name: row[name] for name in names} for row in held}
+
+
 def readme_table(frame: pd.DataFrame) -> str:
     """Return what the published rows say, a table for each cell that has students."""
     rows = _records(frame)
@@ -111,11 +118,13 @@ def _heading(students: Sequence[Row], trials: Sequence[Row], found: Sequence[Row
         crossed = f"{pairs} of {count['draw'] * count['seed']} ({crossed})"
     teachers = [row["teacher_value"] for row in students]
     low, high = f"{min(teachers):.3f}", f"{max(teachers):.3f}"
+    tuned = f"{len({row['trial'] for row in trials})} trials an arm"
+    if isinstance(elsewhere := first.get("tuned_on"), str):
+        tuned = f"settings found on {elsewhere}"
     return (
         f"**{first['dataset']}, {first['n_train']:,} training rows, teacher of {whose}: "
         f"{verdict(rival, first['n_train'])}.** {first['metric']} on {int(first['n']):,} examples; teacher "
-        f"{low if low == high else f'{low} to {high}'}; constant answer {first['constant']:.3f}; {crossed}, "
-        f"{len({row['trial'] for row in trials})} trials an arm."
+        f"{low if low == high else f'{low} to {high}'}; constant answer {first['constant']:.3f}; {crossed}, {tuned}."
     )
 
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from capgap_core import locks, preflight, published_mixkd
+from capgap_core.errors import InputFaults, fault
+from capgap_core.preflight import Checked
 from capgap_core.progress import Lines, Silent
 from flows import results
 from flows.places import default_root
@@ -33,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_all(given: argparse.Namespace) -> None:
-    """Make every cell that was asked for, set by set."""
-    for name in given.sets:
-        for fraction in given.fractions:
-            make(name, fraction, given)
+    """Make every cell that was asked for, set by set; what is wrong with any is said before the first begins."""
+    cells = [prepared(name, fraction, given) for name in given.sets for fraction in given.fractions]
+    for checked, cell in cells:
+        make(checked, cell)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--teacher-rows", choices=("all", "same"), default="all")
     run.add_argument("--layers", type=_from(1), default=2, help="layers of the student (%(default)s)")
     run.add_argument("--trials", type=_from(1), default=8, help="settings that each arm is tried with (%(default)s)")
+    more = "take the settings that trials on this share, with a teacher of all rows, have chosen; try none"
+    run.add_argument("--settings-of", type=_share, default=None, metavar="SHARE", help=more)
     run.add_argument("--draws", type=_from(1), default=5, help="draws of the rows of a share (%(default)s)")
     run.add_argument("--seeds", type=_from(0), nargs="+", default=[1, 2], metavar="SEED")
     run.add_argument("--threads", type=_from(1), default=None)
@@ -89,19 +93,47 @@ def asked_for(name: str, fraction: float, given: argparse.Namespace) -> dict[str
     }  # fmt: skip
 
 
-def make(name: str, fraction: float, given: argparse.Namespace) -> None:
-    """Make the trainings of one share of one set, and publish each part of them as soon as it is whole."""
+def prepared(name: str, fraction: float, given: argparse.Namespace) -> tuple[Checked, Any]:
+    """Return the checked parameters of the runs that a cell is made of, and the cell."""
     checked = preflight.check(asked_for(name, fraction, given), flow="mixkd")
     study = importlib.import_module("capgap_core.ablation_study")  # needs torch
-    chain = importlib.import_module("capgap_core.chain")
+    chosen = None if given.settings_of is None else settings_of(given.settings_of, name, checked, study.FIRST)
     draws = range(1, given.draws + 1) if fraction < 1.0 else [1]
-    cell = study.Cell(dataset=name, fraction=fraction, trials=given.trials, draws=draws, seeds=given.seeds)
+    cell = study.Cell(
+        dataset=name, fraction=fraction, trials=given.trials, draws=draws, seeds=given.seeds,
+        chosen=chosen,
+        tuned_on=None if chosen is None else f"{round(given.settings_of * given.rows):,} rows",
+    )  # fmt: skip
+    return checked, cell
+
+
+def settings_of(share: float, name: str, checked: Checked, settings: Sequence[str]) -> dict[str, Any]:
+    """Return training → the setting that the published trials on a share of a data set chose.
+
+    Raises
+    ------
+    InputFaults
+        They have none for some training.
+    """
+    frame = pq.read_table(PUBLISHED).to_pandas() if PUBLISHED.is_file() else pd.DataFrame()
+    chosen = published_mixkd.chosen(frame, name, share, settings)
+    lacking = [training for training, _, _ in checked.parameters.trainings() if training not in chosen]
+    if lacking:
+        rule = f"no trials on that share of {name} are published of {', '.join(lacking)}"
+        raise InputFaults([fault("--settings-of", share, rule, "Run that share first, or leave it out.")])
+    return chosen
+
+
+def make(checked: Checked, cell: Any) -> None:
+    """Make the trainings of one share of one set, and publish each part of them as soon as it is whole."""
+    study = importlib.import_module("capgap_core.ablation_study")
+    chain = importlib.import_module("capgap_core.chain")
     call = chain.in_this_process(Lines(every=60.0))
     made: list[dict[str, Any]] = []
+    title = f"{cell.dataset}, {cell.fraction:g} of the rows, teacher of {checked.parameters.teacher_rows}"
     for rows in study.follow(checked, call, cell):
         made += rows
-        done = publish(pd.DataFrame(made), PUBLISHED)
-        _say(f"{name}, {fraction:g} of the rows, teacher of {given.teacher_rows}: {len(made)} trainings{done}")
+        _say(f"{title}: {len(made)} trainings{publish(pd.DataFrame(made), PUBLISHED)}")
     publish(pd.DataFrame(made), PUBLISHED, whole=True)
 
 

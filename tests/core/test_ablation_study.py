@@ -1,5 +1,6 @@
 """The ablation over draws and seeds: every arm tuned alike, on the selection part alone, and what the rows show."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,21 @@ def test_draws_and_seeds_are_crossed_and_every_training_is_there(made: Any) -> N
     assert found == {(name, draw, seed) for name in names for draw in (1, 2) for seed in (1, 2)}
     assert len(set(students["identity"])) == len(students)
     assert {"seconds", "device", "code", "n", "n_train", "teacher_value", "loss_labels"} <= set(frame)
+
+
+def test_settings_of_another_cell_are_taken_without_a_trial(tmp_path: Path) -> None:
+    asked = {
+        **{name: builders.TINY[name] for name in ("data", "teacher_recipe")}, "student": {"epochs": 1},
+        "dataset": str(builders.single_csv(tmp_path, 300)), "arms": ["kd", "mixkd"], "matched": ["epochs"],
+        "run": {"root": str(tmp_path / "art"), "threads": 1},
+    }  # fmt: skip
+    chosen = {name: {**ablation_study.FIRST, "learning_rate": rate} for name, rate in (("kd", 1e-4), ("mixkd", 3e-4))}
+    cell = replace(CELL, fraction=1.0, draws=(1,), seeds=(1,), chosen=chosen, tuned_on="4 rows")
+    checked = preflight.check(asked, flow="mixkd")
+    (rows,) = ablation_study.follow(checked, in_this_process(Silent()), cell)
+    assert {row["training"]: row["learning_rate"] for row in rows} == {"kd": 1e-4, "mixkd": 3e-4}
+    assert {row["role"] for row in rows} == {"student"}
+    assert "1 draw × 1 seed, settings found on 4 rows." in published_mixkd.readme_table(pd.DataFrame(rows))
 
 
 def test_settings_lie_within_their_ranges_and_the_first_is_what_is_done_unasked() -> None:

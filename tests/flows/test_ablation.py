@@ -5,11 +5,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import builders
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from capgap_core import published_mixkd
+from capgap_core import preflight, published_mixkd
+from capgap_core.errors import InputFaults
 from capgap_core.recipes_mixkd import Mixkd
 from flows import ablation, results
 
@@ -89,6 +91,18 @@ def test_a_wrong_path_is_one_message_and_no_traceback(tmp_path: Path, capsys: An
     said = capsys.readouterr().err
     assert "dataset" in said
     assert "teacher" in said
+
+
+def test_settings_that_are_not_published_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mixkd.parquet"
+    ablation.publish(rows("days", 0.7), file)
+    monkeypatch.setattr(ablation, "PUBLISHED", file)
+    asked = {"dataset": str(builders.single_csv(tmp_path, 300)), "run": {"root": str(tmp_path / "art")}}
+    checked = preflight.check(asked, flow="mixkd")
+    with pytest.raises(InputFaults, match=r"--settings-of = 0.1: no trials .* finetune, finetune_tokens"):
+        ablation.settings_of(0.1, "days", checked, ["alpha"])
 
 
 @pytest.mark.parametrize("wrong", [["--fractions", "2"], ["--trials", "0"], ["--draws", "0"], ["--seeds", "-1"]])
