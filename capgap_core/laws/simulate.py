@@ -8,12 +8,13 @@ teacher as it is.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from capgap_core.laws.apple import PUBLISHED_DISTILLED, PUBLISHED_SUPERVISED
-from capgap_core.laws.apple_fit import DELTA, around, fit_apple
+from capgap_core.laws.apple_fit import DELTA, PUBLISHED_DELTA, around, fit_apple
 from capgap_core.laws.grid import Alone, Cells, Floats, Interval, NotEstimable
 from capgap_core.laws.line import PUBLISHED_INTERCEPT, PUBLISHED_SLOPE, fit_power, straight
 from capgap_core.laws.optimum import optima
@@ -22,7 +23,7 @@ LEVEL = 0.90
 M = 20.0
 """Tokens for each parameter of a simulated teacher."""
 
-Source = Literal["apple", "coefficients", "power", "straight"]
+Source = Literal["apple", "apple, δ = 1e-4", "coefficients", "power", "straight"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,9 @@ def power_grid(
     )  # fmt: skip
 
 
-def of_apple(grid: int, *, shape: Shape = SMALL, bootstraps: int = 100, delta: float = DELTA) -> Iterator[Held]:
+def of_apple(
+    grid: int, *, shape: Shape = SMALL, source: Source = "apple", bootstraps: int = 200, delta: float = DELTA
+) -> Iterator[Held]:
     """Yield the loss of a new student, its best teacher, and on a grid as large as theirs the coefficients."""
     draw = np.random.default_rng([grid, 0])
     cells, alone = apple_grid(shape, draw)
@@ -118,8 +121,8 @@ def of_apple(grid: int, *, shape: Shape = SMALL, bootstraps: int = 100, delta: f
     sizes = np.geomspace(198e6, 7.75e9, 4000)
     curve = PUBLISHED_DISTILLED.loss(student, tokens, PUBLISHED_SUPERVISED.loss(sizes, M * sizes), PUBLISHED_SUPERVISED)
     name = f"{len(cells)} cells: "
-    yield _held("apple", name + "loss", grid, measured, found.loss(student, tokens, theirs, LEVEL))
-    yield _held("apple", name + "T*", grid, float(sizes[curve.argmin()]), found.teacher(student, tokens, LEVEL))
+    yield _held(source, name + "loss", grid, measured, found.loss(student, tokens, theirs, LEVEL))
+    yield _held(source, name + "T*", grid, float(sizes[curve.argmin()]), found.teacher(student, tokens, LEVEL))
 
 
 def of_coefficients(grid: int, *, bootstraps: int = 50) -> Iterator[Held]:
@@ -159,7 +162,9 @@ def of_straight(grid: int, *, students: int = 8, noise: float = 0.02) -> Iterato
 
 
 SOURCES: dict[Source, Callable[[int], Iterator[Held]]] = {
-    "straight": of_straight, "power": of_power, "apple": of_apple, "coefficients": of_coefficients,
+    "straight": of_straight, "power": of_power, "apple": of_apple,
+    "apple, δ = 1e-4": partial(of_apple, source="apple, δ = 1e-4", delta=PUBLISHED_DELTA),
+    "coefficients": of_coefficients,
 }  # fmt: skip
 
 
