@@ -1,4 +1,4 @@
-"""Cuts a stream of token ids into rows for a language model, and says in which order they are seen.
+"""Cuts a stream of token ids into rows for a language model.
 
 The documents of a part stand one after the other in a stream of N ids, each followed by the separator, which is the
 last token of its document. A row has ``length + 1`` places, and the last of one is the first of the next:
@@ -11,12 +11,12 @@ last token of its document. A row has ``length + 1`` places, and the last of one
 
 So every token but the stream's first is a target in one row, at one place. It is kept where it is of the document of
 the input before it: the first token of a document is predicted from nothing and never counts, its separator does.
-Of D documents N - D targets are kept in each epoch. An epoch is every row once, in an order that seed and epoch draw;
-the rows are the same in all of them. Rows are found by number, so that a resumed run does not replay any.
+Of D documents N - D targets are kept in each epoch. The rows are the same in all epochs; the order in which they are
+seen is that of ``batches``.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
@@ -59,39 +59,8 @@ class Rows:
         return place - np.maximum.accumulate(np.where(first, place, 0), axis=1)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Packed:
-    """A stream of token ids as rows, in the order in which they are seen."""
-
-    ids: np.ndarray
-    """``(N,)``."""
-    starts: np.ndarray
-    """``(D + 1,)``."""
-    length: int
-    seed: int
-    epoch: int
-    """Rows of an epoch."""
-    count: int
-    """Rows in all."""
-
-    def rows(self, first: int, last: int) -> Rows:
-        """Return the rows from number ``first`` to before ``last``, or to the end; epochs follow one another."""
-        places = (divmod(number, self.epoch) for number in range(first, min(last, self.count)))
-        index = np.array([_order(self.epoch, self.seed, epoch)[place] for epoch, place in places], dtype=np.int64)
-        place = index[:, None] * self.length + np.arange(self.length + 1)
-        real = place < len(self.ids)
-        document = np.searchsorted(self.starts, place, side="right") - 1
-        held = self.ids[np.minimum(place, len(self.ids) - 1)].astype(np.int64)  # the stream ends with the separator
-        return Rows(index=index, tokens=held, document=np.where(real, document, -1))
-
-
-@lru_cache(maxsize=4)
-def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
-
-
-def pack(ids: np.ndarray, starts: np.ndarray, length: int, *, seed: int, tokens: int | None = None) -> Packed:
-    """Return a stream as rows of ``length + 1`` tokens.
+class Stream:
+    """A stream of token ids as rows.
 
     Parameters
     ----------
@@ -99,14 +68,28 @@ def pack(ids: np.ndarray, starts: np.ndarray, length: int, *, seed: int, tokens:
         As :func:`capgap_core.lm_tokens.encode` returns them: ``(N,)`` and ``(D + 1,)``.
     length
         Targets of a row.
-    seed
-        Draws the order of each epoch.
-    tokens
-        Targets that the rows have in all, kept or not: the last of them may bring up to ``length - 1`` more. Null: one
-        epoch.
     """
-    if len(ids) < 2 or length < 1 or (tokens is not None and tokens < 1):
-        raise ValueError(f"cannot cut {tokens} targets in rows of {length} from a stream of {len(ids)} tokens")
-    epoch = -(-(len(ids) - 1) // length)
-    count = epoch if tokens is None else -(-tokens // length)
-    return Packed(ids=ids, starts=starts, length=length, seed=seed, epoch=epoch, count=count)
+
+    def __init__(self, ids: np.ndarray, starts: np.ndarray, length: int) -> None:
+        if len(ids) < 2 or length < 1:
+            raise ValueError(f"cannot cut rows of {length} from a stream of {len(ids)} tokens")
+        self.ids, self.starts, self.length = ids, starts, length
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return (len(self.ids) - 2) // self.length + 1
+
+    def rows(self, index: np.ndarray) -> Rows:
+        """Return the rows of these numbers, ``(n,)``."""
+        place = index[:, None] * self.length + np.arange(self.length + 1)
+        real = place < len(self.ids)
+        document = np.searchsorted(self.starts, place, side="right") - 1
+        held = self.ids[np.minimum(place, len(self.ids) - 1)].astype(np.int64)  # the stream ends with the separator
+        return Rows(index=index, tokens=held, document=np.where(real, document, -1))
+
+    def kept(self) -> np.ndarray:
+        """Return how many targets each row keeps, ``(rows,)``."""
+        first = np.arange(len(self)) * self.length
+        last = np.minimum(first + self.length, len(self.ids) - 1)
+        begun = np.searchsorted(self.starts, [first, last], side="right")
+        return last - first - (begun[1] - begun[0])

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from capgap_core import batches, machine, signals
-from capgap_core.batches import Batch, Examples
 from capgap_core.errors import NonFinite
 from capgap_core.machine import Precision, RandomState
 from capgap_core.optimizer import AdamW
@@ -114,12 +113,32 @@ class Forgetful:
         """Do nothing."""
 
 
-LossOf = Callable[[Batch, int], Iterable[list[Term]]]
+@runtime_checkable
+class Source(Protocol):
+    """What is trained on: examples of any kind, as batches that the loss understands."""
+
+    lengths: np.ndarray
+    """What each example counts where a mean is over tokens, ``(n,)``."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def words(self, index: np.ndarray) -> Tensor:
+        """Return the token ids in these examples, each once, and maybe others."""
+        ...
+
+    def batch(self, index: np.ndarray, *, room: int = 0) -> Any:
+        """Return the examples at these places."""
+        ...
+
+
+LossOf = Callable[[Any, int], Iterable[list[Term]]]
 """Of a batch and the number of its step, yields the terms in groups; each is differentiated before the next."""
 
 
 def train(
-    model: nn.Module, examples: Examples, training: Training, loss_of: LossOf, *, device: torch.device, stage: str,
+    model: nn.Module, examples: Source, training: Training, loss_of: LossOf, *, device: torch.device, stage: str,
     keeper: Keeper | None = None, fewest: int = 1,
 ) -> Generator[Step, None, None]:  # fmt: skip
     """Train ``model`` in place and yield a record of every optimizer step, those before a checkpoint among them.
@@ -179,7 +198,7 @@ def train(
 
 
 def _differentiate(
-    examples: Examples, index: np.ndarray, per_epoch: int, training: Training, loss_of: LossOf, step: int,
+    examples: Source, index: np.ndarray, per_epoch: int, training: Training, loss_of: LossOf, step: int,
     device: torch.device, fewest: int,
 ) -> list[tuple[Term, Tensor]]:  # fmt: skip
     """Add the gradients of one step, micro-batch by micro-batch; return its terms with their sums."""

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from capgap_core import lm_tokens, tokens
 from capgap_core.errors import InputFaults
-from capgap_core.lm_rows import Packed, pack
+from capgap_core.lm_rows import Rows, Stream
 from capgap_core.lm_tokens import ALPHABET, END, byte_lengths, byte_tokenizer, bytes_of, encode, trained_bpe
 
 SENTENCES = [
@@ -186,81 +186,57 @@ def stream(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(starts[-1]).astype(np.uint32), starts
 
 
+def all_of(packed: Stream) -> Rows:
+    return packed.rows(np.arange(len(packed)))
+
+
 def test_the_layout_is_that_of_the_docstring() -> None:
-    packed = pack(*stream([4, 5, 2]), 4, seed=0)
-    rows = packed.rows(0, 9)
-    order = np.argsort(rows.index)
-    assert (packed.epoch, packed.count, sorted(rows.index)) == (3, 3, [0, 1, 2])
-    assert rows.tokens[order].tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8], [8, 9, 10, 10, 10]]
-    assert rows.document[order].tolist() == [[0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [1, 2, 2, -1, -1]]
-    assert rows.keep[order].tolist() == [[True, True, True, False], [True] * 4, [False, True, False, False]]
-    assert rows.positions[order].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 0, 1, 0]]
-    assert rows.inputs[order][0].tolist() == [0, 1, 2, 3]
-    assert rows.targets[order][0].tolist() == [1, 2, 3, 4]
+    packed = Stream(*stream([4, 5, 2]), 4)
+    rows = all_of(packed)
+    assert rows.tokens.tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8], [8, 9, 10, 10, 10]]
+    assert rows.document.tolist() == [[0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [1, 2, 2, -1, -1]]
+    assert rows.keep.tolist() == [[True, True, True, False], [True] * 4, [False, True, False, False]]
+    assert rows.positions.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 0, 1, 0]]
+    assert rows.inputs[0].tolist() == [0, 1, 2, 3]
+    assert rows.targets[0].tolist() == [1, 2, 3, 4]
+    assert packed.kept().tolist() == [3, 4, 1]
 
 
 @whatever(
     sizes=some.lists(some.integers(1, 12), min_size=1, max_size=12).filter(lambda s: sum(s) > 1),
     length=some.integers(1, 9),
-    seed=some.integers(0, 3),
-    epochs=some.integers(1, 3),
 )
 @settings(deadline=None, max_examples=300)
-def test_every_target_stands_once_in_each_epoch(sizes: list[int], length: int, seed: int, epochs: int) -> None:
+def test_every_target_stands_once(sizes: list[int], length: int) -> None:
     ids, starts = stream(sizes)
-    whole = pack(ids, starts, length, seed=seed)
-    packed = pack(ids, starts, length, seed=seed, tokens=epochs * whole.epoch * length)
+    packed = Stream(ids, starts, length)
+    rows = all_of(packed)
     owner = np.repeat(np.arange(len(sizes)), sizes)
-    for epoch in range(epochs):
-        rows = packed.rows(epoch * packed.epoch, (epoch + 1) * packed.epoch)
-        assert rows.tokens.shape == rows.document.shape == (packed.epoch, length + 1)
-        real = rows.document >= 0
-        assert real[:, 1].all()
-        np.testing.assert_array_equal(rows.document[real], owner[rows.tokens[real]])
-        assert sorted(rows.targets[real[:, 1:]]) == list(range(1, len(ids)))
-        assert sorted(rows.targets[rows.keep]) == sorted(set(range(len(ids))) - set(starts.tolist()))
-        np.testing.assert_array_equal(rows.targets[rows.keep], rows.inputs[rows.keep] + 1)
-        np.testing.assert_array_equal(
-            rows.positions[real[:, :-1]],
-            (rows.inputs - np.maximum(starts[rows.document[:, :-1]], rows.inputs[:, :1]))[real[:, :-1]],
-        )
-
-
-def seen(packed: Packed) -> list[int]:
-    return packed.rows(0, packed.count).index.tolist()
-
-
-def test_an_order_depends_on_the_seed_and_epoch_alone() -> None:
-    ids, starts = stream([7] * 90)
-    one, again, other = (pack(ids, starts, 10, seed=seed, tokens=1500) for seed in (0, 0, 1))
-    assert seen(one) == seen(again) != seen(other)
-    first, second = seen(one)[:63], seen(one)[63:126]
-    assert sorted(first) == sorted(second) == list(range(63))
-    assert first != second != list(range(63)) != first
-    longer = pack(ids + 1, starts, 10, seed=0, tokens=3000)
-    assert seen(longer)[:150] == seen(one)
+    assert rows.tokens.shape == rows.document.shape == (len(packed), length + 1)
+    real = rows.document >= 0
+    assert real[:, 1].all()
+    np.testing.assert_array_equal(rows.document[real], owner[rows.tokens[real]])
+    assert sorted(rows.targets[real[:, 1:]]) == list(range(1, len(ids)))
+    assert sorted(rows.targets[rows.keep]) == sorted(set(range(len(ids))) - set(starts.tolist()))
+    np.testing.assert_array_equal(rows.targets[rows.keep], rows.inputs[rows.keep] + 1)
+    np.testing.assert_array_equal(packed.kept(), rows.keep.sum(1))
+    np.testing.assert_array_equal(
+        rows.positions[real[:, :-1]],
+        (rows.inputs - np.maximum(starts[rows.document[:, :-1]], rows.inputs[:, :1]))[real[:, :-1]],
+    )
 
 
 def test_rows_are_found_by_number() -> None:
-    packed = pack(*stream([5, 9, 3, 30]), 4, seed=2, tokens=200)
-    whole = packed.rows(0, packed.count)
-    parts = [packed.rows(first, first + 7) for first in range(0, packed.count, 7)]
+    packed = Stream(*stream([5, 9, 3, 30]), 4)
+    whole, chosen = all_of(packed), np.array([7, 0, 3, 3])
     for name in ("index", "tokens", "document", "keep", "positions"):
-        np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name))
-    assert packed.rows(packed.count, packed.count + 3).tokens.shape == (0, 5)
-
-
-@pytest.mark.parametrize(("tokens", "count"), [(None, 12), (1, 1), (40, 10), (41, 11), (48, 12), (49, 13), (1000, 250)])
-def test_a_budget_is_met_to_the_row(tokens: int | None, count: int) -> None:
-    packed = pack(*stream([47]), 4, seed=0, tokens=tokens)
-    assert packed.count == count == len(seen(packed))
-    assert tokens is None or 0 <= count * 4 - tokens < 4
+        np.testing.assert_array_equal(getattr(packed.rows(chosen), name), getattr(whole, name)[chosen])
 
 
 def test_nothing_to_cut_is_said() -> None:
-    for sizes, length, budget in (([1], 4, None), ([9], 0, None), ([9], 4, 0)):
+    for sizes, length in (([1], 4), ([9], 0)):
         with pytest.raises(ValueError, match="cannot cut"):
-            pack(*stream(sizes), length, seed=0, tokens=budget)
+            Stream(*stream(sizes), length)
 
 
 # Real text
@@ -274,6 +250,6 @@ def test_prose_is_told_in_bytes(shared: Path) -> None:
         ids, starts = encode(one, texts)
         assert bytes_of(one, ids) == size
         assert size / (len(ids) - len(texts)) >= per_token
-        rows = pack(ids, starts, 128, seed=0).rows(0, len(ids))
+        rows = all_of(Stream(ids, starts, 128))
         assert rows.keep.sum() == len(ids) - len(texts)
         assert bytes_of(one, rows.targets[rows.keep]) == size - bytes_of(one, ids[starts[:-1]])
