@@ -25,6 +25,8 @@ class LmBatch:
     """``(n * t,)``: what follows each token."""
     keep: Tensor
     """``(n * t,)``, true for targets that count."""
+    document: np.ndarray
+    """``(n * t,)``: the document of each token by its number in the part."""
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -34,7 +36,7 @@ class LmBatch:
     def to(self, device: torch.device) -> "LmBatch":
         """Return the batch on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("input_ids", "position_ids", "targets", "keep")}
-        return LmBatch(index=self.index, **moved)
+        return LmBatch(index=self.index, document=self.document, **moved)
 
 
 class LmRows:
@@ -65,7 +67,7 @@ class LmRows:
         return LmBatch(
             index=rows.index, input_ids=torch.from_numpy(rows.inputs.copy()),
             position_ids=torch.from_numpy(rows.positions), targets=torch.from_numpy(rows.targets.flatten()),
-            keep=torch.from_numpy(rows.keep.flatten()),
+            keep=torch.from_numpy(rows.keep.flatten()), document=rows.document[:, :-1].flatten(),
         )  # fmt: skip
 
     def in_order(self, batch_size: int) -> Iterator[LmBatch]:

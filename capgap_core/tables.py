@@ -13,6 +13,11 @@ SCHEMAS: dict[str, list[tuple[str, pa.DataType]]] = {
     "examples": [
         ("row", _INT), ("label", _FLOAT), ("input_ids", pa.list_(pa.int32())), ("token_type_ids", pa.list_(pa.int8())),
     ],
+    "documents": [("document", _INT), ("source", _INT), ("input_ids", pa.large_list(pa.int32()))],
+    "held_out": [
+        ("part", _TEXT), ("source", _TEXT), ("nats", _FLOAT), ("stderr", _FLOAT), ("bits_per_byte", _FLOAT),
+        ("tokens", _INT),
+    ],
     "importance": [("layer", _INT), ("axis", _TEXT), ("unit", _INT), ("score", _FLOAT), ("rank", _INT)],
     "plan": [("scale", _FLOAT), ("layer", _INT), ("axis", _TEXT), ("kept", _INT), ("of", _INT)],
     "steps": [
