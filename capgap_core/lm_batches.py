@@ -1,5 +1,6 @@
 """Rows of a language model as batches of tensors, for the loop that trains and for what is held out."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,13 +44,29 @@ class LmRows:
     """A part of a text as rows, as the loop that trains asks for them."""
 
     def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+        self._stream, self.length = stream, stream.length
         self.lengths: np.ndarray = stream.kept()
         """Targets that count, ``(rows,)``: what a mean over the tokens of a step is divided by."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.lengths)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Return before how many places each row stands, and how many there are, ``(rows + 1,)``."""
+        return np.arange(len(self) + 1) * self.length
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all tokens, of where documents begin, and of the length of a row."""
+        held = hashlib.sha256(f"{self.length} ".encode())
+        for array in (
+            self._stream.ids,
+            self._stream.starts[: np.searchsorted(self._stream.starts, len(self._stream.ids))],
+        ):
+            held.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+        return held.hexdigest()
 
     @cached_property
     def _words(self) -> np.ndarray:

@@ -3,19 +3,29 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import PreTrainedModel
 
 from capgap_core import checkpoints, lm_losses, lm_model, lm_parts, models, steps
-from capgap_core.lm_losses import AskLm, LmObjective
+from capgap_core.kept_outputs import Kind
+from capgap_core.lm_losses import LmObjective
 from capgap_core.lm_model import Sizes
-from capgap_core.machine import keep_in, ready
+from capgap_core.lm_teaching import BATCH, Keeping, asked
+from capgap_core.machine import ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, Reference
 from capgap_core.training import Needs, Training, train
+
+
+class Kept(BaseModel):
+    """Which file the teacher's outputs are read from: what they say does not depend on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = 0
+    """Rows that are in it; fewer than the student sees: as many as that."""
 
 
 class Recipe(BaseModel):
@@ -29,10 +39,13 @@ class Recipe(BaseModel):
     """Tokens of a row."""
     rows: int
     """Rows of the training part that are seen, the first of them: epochs are passes over these."""
+    keep: Kind | None = None
+    """The type in which the teacher's last hidden states are kept, to be asked for once; null: at every step."""
     objective: LmObjective
     training: Training
     seed: int
     """Draws the first weights."""
+    source: Kept = Kept()
 
 
 def run(
@@ -45,7 +58,12 @@ def run(
     with ready(execution, seed=training.seed) as device:
         model = models.moved(_start(recipe, inputs, text), device)
         rows = lm_parts.rows(text, "train", recipe.length, first=recipe.rows)
-        ask = _teacher(recipe, inputs, device) if recipe.objective.prediction else None
+        ask = None
+        if recipe.objective.prediction:
+            where = Keeping(execution=execution, progress=progress, device=device)
+            most = -(-max(recipe.rows, recipe.source.rows) // BATCH) * BATCH
+            kept = lm_parts.rows(text, "train", recipe.length, first=most)
+            ask = asked(inputs["teacher"], kept, dtype=training.dtype, keep=recipe.keep, where=where)
         loss_of = lm_losses.loss_of(model, ask, recipe.objective, dtype=training.dtype)
         keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
@@ -67,13 +85,6 @@ def _start(recipe: Recipe, inputs: Mapping[str, Input], text: Reference) -> PreT
     return lm_model.scratch(
         recipe.scratch, vocabulary=facts["vocabulary"], context=recipe.length, end=facts["end"], seed=recipe.seed
     )
-
-
-def _teacher(recipe: Recipe, inputs: Mapping[str, Input], device: torch.device) -> AskLm:
-    """Return what the teacher says of a batch."""
-    teacher = models.moved(lm_model.load(models.model_folder(inputs["teacher"])), device).requires_grad_(False)
-    keep_in(teacher, recipe.training.dtype)
-    return lambda batch: lm_model.said(teacher, batch, dtype=recipe.training.dtype)
 
 
 def _summary(model: nn.Module, unique: int, tokens: int, found: list[lm_parts.Measured]) -> dict[str, float | int]:

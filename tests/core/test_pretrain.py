@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from capgap_core import lm_parts, tables
+from capgap_core import lm_model, lm_parts, lm_teaching, tables
 from capgap_core.build import build
 from capgap_core.errors import StageFailed
 from capgap_core.lm_losses import ALONE, LmObjective
@@ -134,6 +134,47 @@ def test_a_student_learns_from_its_teacher_and_may_begin_as_a_model(made: Any) -
     assert again.summary["nats_valid"] == pytest.approx(teacher.summary["nats_valid"], abs=0.05)
     terms = {row["term"] for row in tables.read(again.table("steps"))}
     assert terms == {"cross_entropy", "prediction"}
+
+
+def test_a_teacher_is_asked_once_for_all_its_students(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, text, teacher = made
+    inputs, more = {"teacher": teacher}, {"objective": LmObjective(), "seed": 3}
+    live = model_of(root, text, steps=6, rows=40, inputs=inputs, **more)
+    asked: list[int] = []
+    said = lm_model.said
+
+    def counted(model: Any, batch: Any, **how: Any) -> Any:
+        if not model.training and not next(model.parameters()).requires_grad:
+            asked.append(len(batch.index))
+        return said(model, batch, **how)
+
+    monkeypatch.setattr("capgap_core.lm_model.said", counted)
+    kept = {"keep": "float32", "source": pretrain.Kept(rows=100)}
+    once = model_of(root, text, steps=6, rows=40, inputs=inputs, **more, **kept)
+    assert sum(asked) == 112, "of 100 rows, and then to a multiple of 16"
+    assert once.summary["nats_valid"] == pytest.approx(live.summary["nats_valid"], abs=1e-5)
+    asked.clear()
+    other = model_of(root, text, steps=6, rows=100, seed=4, inputs=inputs, objective=LmObjective(), **kept)
+    assert not asked
+    assert other.digest != once.digest
+    wider = model_of(root, text, steps=6, rows=40, inputs=inputs, **more, **{**kept, "source": pretrain.Kept(rows=150)})
+    assert wider.reused, "where outputs lie moves no result"
+
+
+def test_what_is_kept_of_a_row_depends_on_no_other_student(made: Any, tmp_path: Path) -> None:
+    root, text, teacher = made
+    found = []
+    for rows in (40, 150):
+        rows_seen = lm_parts.rows(text, "train", 32, first=-(-rows // 16) * 16)
+        where = lm_teaching.Keeping(
+            execution=Execution(root=str(tmp_path), threads=1), progress=Silent(), device=torch.device("cpu")
+        )
+        ask = lm_teaching.asked(teacher, rows_seen, dtype="float32", keep="float32", where=where)
+        answer = ask(rows_seen.batch(np.arange(48)))
+        assert not isinstance(answer, torch.Tensor)
+        found.append(answer[0])
+    assert torch.equal(*found)
+    assert root.exists()
 
 
 def test_the_same_recipe_gives_the_same_bytes(made: Any, tmp_path: Path) -> None:
