@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from capgap_core.lm_model import Sizes
+from capgap_core.markdown import short
 
 HEAD = 16
 """Width of an attention head."""
 ASPECT = 32
 """Hidden width for each layer."""
 WIDEST = 4096
+FURTHEST = 1.5
+"""Most that a shape may be larger or smaller than the size that is asked for."""
 FEWEST_TOKENS, MOST_EPOCHS = 10.0, 4.0
 """A teacher with fewer tokens for each parameter, or that has seen its text more often, is limited by its data."""
 
@@ -67,10 +70,10 @@ class Cell:
 
 def sizes_for(parameters: float) -> Sizes:
     """Return the shape of about so many parameters outside the embeddings."""
-    best = min(_shapes(), key=lambda sizes: _distance(sizes, parameters))
-    if abs(math.log(best.parameters() / parameters)) > math.log(1.5):
+    near = [shape for shape in _shapes() if abs(math.log(shape.parameters() / parameters)) < math.log(FURTHEST)]
+    if not near:
         raise ValueError(f"no shape has about {parameters:,.0f} parameters")
-    return best
+    return min(near, key=lambda shape: _distance(shape, parameters))
 
 
 def _shapes() -> Iterator[Sizes]:
@@ -109,11 +112,3 @@ def cells(ladder: Ladder) -> list[Cell]:
 def data_limited(tokens_per_parameter: float, epochs: float) -> bool:
     """Return whether a teacher is limited by its data: it stands in plots, and in no fit."""
     return tokens_per_parameter < FEWEST_TOKENS or epochs > MOST_EPOCHS
-
-
-def short(value: float) -> str:
-    """Return a size as people say it: 260k, 3.1M."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"

@@ -18,6 +18,19 @@ SCHEMAS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("part", _TEXT), ("source", _TEXT), ("nats", _FLOAT), ("stderr", _FLOAT), ("bits_per_byte", _FLOAT),
         ("tokens", _INT),
     ],
+    "cells": [
+        ("role", _TEXT), ("parameters", _INT), ("tokens", _INT), ("teacher", _INT), ("seed", _INT), ("nats", _FLOAT),
+        ("stderr", _FLOAT), ("bits_per_byte", _FLOAT), ("teacher_nats", _FLOAT), ("unique_tokens", _INT),
+        ("epochs", _FLOAT), ("tokens_per_parameter", _FLOAT), ("data_limited", _BOOL), ("identity", _TEXT),
+    ],
+    "optima": [
+        ("student", _FLOAT), ("tokens", _FLOAT), ("found", _TEXT), ("teacher", _FLOAT), ("low", _FLOAT),
+        ("high", _FLOAT), ("loss", _FLOAT),
+    ],
+    "rivals": [
+        ("law", _TEXT), ("student", _FLOAT), ("tokens", _FLOAT), ("why_not", _TEXT), ("named", _FLOAT),
+        ("taken", _FLOAT), ("regret", _FLOAT), ("regret_error", _FLOAT), ("loss_error", _FLOAT),
+    ],
     "importance": [("layer", _INT), ("axis", _TEXT), ("unit", _INT), ("score", _FLOAT), ("rank", _INT)],
     "plan": [("scale", _FLOAT), ("layer", _INT), ("axis", _TEXT), ("kept", _INT), ("of", _INT)],
     "steps": [

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.laws.recommend import Answer, recommend as answers_for
+from capgap_core.markdown import short
 from flows import present
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -70,12 +71,12 @@ def _shown(answers: Sequence[Answer], throughput: float | None) -> str:
         cost = present.number(answer.flops, ".3g")
         if answer.flops is not None and throughput is not None:
             cost += f" ({answer.flops / throughput / SECONDS:,.1f} h)"
-        helps = None if answer.loss is None else "all" if answer.break_even is None else _short(answer.break_even)
+        helps = None if answer.loss is None else "all" if answer.break_even is None else short(answer.break_even)
         rows.append(
             [
-                answer.law, _short(answer.teacher), present.number(answer.loss, ".3f"),
-                present.number(answer.alone, ".3f"), present.number(helps, "s"), cost,
-                present.number(answer.teacher_flops, ".3g"),
+                answer.law, "-" if answer.teacher is None else short(answer.teacher),
+                present.number(answer.loss, ".3f"), present.number(answer.alone, ".3f"),
+                present.number(helps, "s"), cost, present.number(answer.teacher_flops, ".3g"),
             ]
         )  # fmt: skip
         notes.append(f"{answer.law}: {answer.whose}. Teacher: {answer.says}.")
@@ -84,11 +85,3 @@ def _shown(answers: Sequence[Answer], throughput: float | None) -> str:
     if len(known) > 1:
         notes.append(f"They disagree by a factor of {max(known) / min(known):.1f}. " + DISAGREE)
     return "\n".join([present.grid(header, rows), *notes])
-
-
-def _short(value: float | None) -> str:
-    """Return an amount in the units that it may be given in."""
-    for unit in ("T", "B", "M", "K"):
-        if value is not None and value >= UNITS[unit]:
-            return f"{value / UNITS[unit]:.3g}{unit}"
-    return present.number(value, ".3g")

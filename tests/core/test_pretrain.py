@@ -1,6 +1,5 @@
 """Language models as stages: text that is tokenised once, models from scratch, students, and what they lose."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from texts import text_of, write_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capgap_core import lm_model, lm_parts, lm_teaching, tables
@@ -15,37 +15,13 @@ from capgap_core.build import build
 from capgap_core.errors import StageFailed
 from capgap_core.lm_losses import ALONE, LmObjective
 from capgap_core.lm_model import Sizes
-from capgap_core.lm_text import read_text
-from capgap_core.loading import Cache
 from capgap_core.progress import Silent
 from capgap_core.recipes import Execution
 from capgap_core.records import Reference
-from capgap_core.stages import pretrain, text as text_stage
+from capgap_core.stages import pretrain
 from capgap_core.training import Training
 
 SMALL = Sizes(layers=1, hidden=32, heads=2, kv_heads=1, neurons=48)
-WORDS = "the sun and the moon go round while the old clock counts every hour of the long day".split()
-
-
-def write_text(folder: Path, *, documents: int = 120, seed: int = 0) -> Path:
-    """A jsonl of sentences from two sources."""
-    draw = np.random.default_rng(seed)
-    lines = [
-        {"text": " ".join(draw.choice(WORDS, 12)), "source": ("day", "night")[i % 2], "path": f"{i}"}
-        for i in range(documents)
-    ]
-    path = folder / "text.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf8")
-    return path
-
-
-def text_of(root: Path, path: Path, **changes: Any) -> Reference:
-    cache = root / "cache"
-    content = read_text(str(path), seed=0, cache=Cache(cache)).digest
-    source = text_stage.Source(dataset=str(path), splits=None, cache=str(cache), tokenizer=None)
-    held = {"content": content, "column": None, "tokenizer": "bytes", "vocabulary": None, "seed": 0, "source": source}
-    recipe = text_stage.Recipe(**{**held, **changes})
-    return build("text", recipe, {}, execution=Execution(root=str(root), threads=1), progress=Silent())
 
 
 def model_of(
