@@ -8,6 +8,7 @@ nearest to it among those with heads of 16, a feed-forward width of 8/3 of the h
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -68,6 +69,7 @@ class Cell:
         return f"{short(self.student.parameters())} {whose} on {short(self.tokens)} seed {self.seed}"
 
 
+@cache
 def sizes_for(parameters: float) -> Sizes:
     """Return the shape of about so many parameters outside the embeddings."""
     near = [shape for shape in _shapes() if abs(math.log(shape.parameters() / parameters)) < math.log(FURTHEST)]

@@ -24,7 +24,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> law.Grid:
     root = tmp_path_factory.mktemp("grid")
     return law.Grid(
         text=text_recipe(root, write_text(root, documents=300)), ladder=LADDER,
-        training=law.LmTraining(length=32, batch_size=4), objective=LmObjective(),
+        training=law.LmTraining(length=32, batch_size=32), objective=LmObjective(),
         execution=Execution(root=str(root), threads=1),
     )  # fmt: skip
 
