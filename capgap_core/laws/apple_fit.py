@@ -39,8 +39,8 @@ BOUNDS = {
     "e": (1e-3, 20.0), "a": (1e-6, 1e15), "b": (1e-6, 1e15), "alpha": (1e-3, 4.0), "beta": (1e-3, 4.0),
     "gamma": (1e-2, 20.0), "c0": (1e-3, 50.0), "c1": (1e-4, 1e6), "f1": (1e-3, 10.0), "d1": (0.2, 5.0),
 }  # fmt: skip
-FEWEST = {"student": 3, "tokens": 2, "teacher": 4}
-"""Different values of each column of the cells, at least."""
+FEWEST = {"student": (3, "sizes of student"), "tokens": (2, "token budgets"), "teacher": (4, "teachers")}
+"""Column of the cells → how many different values it has at least, and what they are."""
 REACH = 3.0
 """How many times beyond the measured teachers the best one is looked for."""
 
@@ -155,7 +155,7 @@ def fit_apple(
 def _lacking(cells: Cells, alone: Alone) -> str:
     """Return what a grid lacks for a fit; nothing where it will do."""
     counts = {name: len(np.unique(getattr(cells, name))) for name in FEWEST}
-    few = [f"{counts[name]} of {least} {name} sizes" for name, least in FEWEST.items() if counts[name] < least]
+    few = [f"{counts[name]} of {least} {what}" for name, (least, what) in FEWEST.items() if counts[name] < least]
     distinct = len(np.unique(np.stack([cells.student, cells.tokens, cells.teacher], axis=1), axis=0))
     if distinct <= len(fields(Distilled)):
         few.append(f"{distinct} cells for {len(fields(Distilled))} coefficients")

@@ -7,14 +7,14 @@ teacher as it is.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from capgap_core.laws.apple import PUBLISHED_DISTILLED, PUBLISHED_SUPERVISED
-from capgap_core.laws.apple_fit import DELTA, PUBLISHED_DELTA, around, fit_apple
+from capgap_core.laws.apple_fit import DELTA, PUBLISHED_DELTA, fit_apple
 from capgap_core.laws.grid import Alone, Cells, Floats, Interval, NotEstimable
 from capgap_core.laws.line import PUBLISHED_INTERCEPT, PUBLISHED_SLOPE, fit_power, straight
 from capgap_core.laws.optimum import optima
@@ -23,7 +23,7 @@ LEVEL = 0.90
 M = 20.0
 """Tokens for each parameter of a simulated teacher."""
 
-Source = Literal["apple", "apple, δ = 1e-4", "coefficients", "power", "straight"]
+Source = Literal["apple", "apple, δ = 1e-4", "power", "straight"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,6 @@ class Shape:
 
 
 SMALL = Shape(teachers=6, students=5, budgets=2, seeds=2, noise=0.005)
-LARGE = Shape(teachers=10, students=10, budgets=7, seeds=1, noise=0.005)
-"""About as many runs as the law was published with: 697 of distillation."""
 CURVES = Shape(teachers=6, students=7, budgets=1, seeds=3, noise=0.001)
 
 
@@ -109,7 +107,7 @@ def power_grid(
 def of_apple(
     grid: int, *, shape: Shape = SMALL, source: Source = "apple", bootstraps: int = 200, delta: float = DELTA
 ) -> Iterator[Held]:
-    """Yield the loss of a new student, its best teacher, and on a grid as large as theirs the coefficients."""
+    """Yield the loss of a new student and its best teacher; coefficients a grid of this size does not tell apart."""
     draw = np.random.default_rng([grid, 0])
     cells, alone = apple_grid(shape, draw)
     found = fit_apple(cells, alone, teacher_tokens=M, delta=delta, bootstraps=bootstraps, seed=grid)
@@ -123,21 +121,6 @@ def of_apple(
     name = f"{len(cells)} cells: "
     yield _held(source, name + "loss", grid, measured, found.loss(student, tokens, theirs, LEVEL))
     yield _held(source, name + "T*", grid, float(sizes[curve.argmin()]), found.teacher(student, tokens, LEVEL))
-
-
-def of_coefficients(grid: int, *, bootstraps: int = 50) -> Iterator[Held]:
-    """Yield the coefficients of Apple's law on a grid as large as theirs; a small one does not tell them apart."""
-    cells, alone = apple_grid(LARGE, np.random.default_rng([grid, 3]))
-    found = fit_apple(cells, alone, teacher_tokens=M, bootstraps=bootstraps, seed=grid)
-    if isinstance(found, NotEstimable):
-        raise ValueError(found.why)
-    for which, true in ((0, PUBLISHED_SUPERVISED), (1, PUBLISHED_DISTILLED)):
-        best = (found.supervised, found.distilled)[which]
-        for field in fields(true):
-            drawn = [getattr(law[which], field.name) for law in found.drawn]
-            held = around(getattr(best, field.name), drawn, LEVEL)
-            quantity = f"{len(cells)} cells: {field.name}{chr(39) * which}"
-            yield _held("coefficients", quantity, grid, getattr(true, field.name), held)
 
 
 def of_power(grid: int, *, shape: Shape = CURVES) -> Iterator[Held]:
@@ -164,7 +147,6 @@ def of_straight(grid: int, *, students: int = 8, noise: float = 0.02) -> Iterato
 SOURCES: dict[Source, Callable[[int], Iterator[Held]]] = {
     "straight": of_straight, "power": of_power, "apple": of_apple,
     "apple, δ = 1e-4": partial(of_apple, source="apple, δ = 1e-4", delta=PUBLISHED_DELTA),
-    "coefficients": of_coefficients,
 }  # fmt: skip
 
 

@@ -65,6 +65,7 @@ def test_a_ladder_that_is_none_is_refused(asked: dict[str, object], said: str) -
 
 
 def test_teachers_that_are_limited_by_their_data_are_told() -> None:
-    assert ladder.data_limited(9.9, 1.0)
+    assert ladder.data_limited(9.8, 1.0)
+    assert not ladder.data_limited(9.97, 1.0), "ten for each parameter, but for the first tokens of documents"
     assert ladder.data_limited(20.0, 4.1)
     assert not ladder.data_limited(10.0, 4.0)

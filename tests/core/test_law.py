@@ -145,7 +145,7 @@ def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
         "exponent": [1.02, 0.9, 1.1],
         "ratio": [2.4, 2.0, 2.9],
         "bracketed": 6,
-        "apple": "1 of 2 tokens sizes",
+        "apple": "1 of 2 token budgets",
     }
     optimum = {
         "student": 1e5,

@@ -101,5 +101,5 @@ def test_a_grid_that_holds_no_law_says_what_it_lacks() -> None:
     cells, alone = simulate.apple_grid(shape, np.random.default_rng(0))
     found = apple_fit.fit_apple(cells, alone, teacher_tokens=simulate.M)
     assert isinstance(found, NotEstimable)
-    for said in ("1 of 3 student sizes", "1 of 2 tokens sizes", "2 of 4 teacher sizes", "2 cells for 9", "3 models"):
+    for said in ("1 of 3 sizes of student", "1 of 2 token budgets", "2 of 4 teachers", "2 cells for 9", "3 models"):
         assert said in found.why
