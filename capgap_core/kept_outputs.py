@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from capgap_core import store as stores
-from capgap_core.batches import Examples
 from capgap_core.errors import Damaged
 from capgap_core.identity import sha256_text
 from capgap_core.in_use import use
@@ -58,6 +57,20 @@ class What:
     """Type in which hidden states are kept; logits are fp32."""
 
 
+@runtime_checkable
+class Seen(Protocol):
+    """What a teacher is asked about."""
+
+    digest: Any
+    """Of all tokens, a text."""
+    starts: Any
+    """Before how many tokens each example stands, and how many there are, ``(n + 1,)``."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+
 class KeptOutputs:
     """The outputs of one teacher on one part of the data.
 
@@ -68,7 +81,7 @@ class KeptOutputs:
     """
 
     def __init__(
-        self, root: Path, what: What, examples: Examples, *, by: str, machine: dict[str, Any],
+        self, root: Path, what: What, examples: Seen, *, by: str, machine: dict[str, Any],
         verify: stores.Verify, progress: Progress,
     ) -> None:  # fmt: skip
         facts = {**vars(what), "layers": list(what.layers), "tokens": examples.digest, "schema": SCHEMA}

@@ -35,3 +35,11 @@ def count(value: int | float | None) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f}"
+
+
+def short(value: float) -> str:
+    """Return an amount of parameters or tokens as people say it: 260k, 3.1M, 5B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

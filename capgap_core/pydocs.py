@@ -15,7 +15,6 @@ import hashlib
 import json
 import platform
 import re
-import sysconfig
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 from capgap_core import splits
 from capgap_core.corpus import Corpus, Part
 from capgap_core.errors import InputFaults, fault
+from capgap_core.library import files, running
 from capgap_core.syntax import tree_of
 
 PACKAGES = (
@@ -56,7 +56,7 @@ def read_pydocs(library: Path | None = None) -> Corpus:
 
     Raises ``InputFaults`` where the library has no sources.
     """
-    root = library if library is not None else Path(sysconfig.get_path("stdlib"))
+    root = library if library is not None else running()
     packages = _without_shared({package: _units(root, package) for package in PACKAGES})
     rows: dict[str, list[Row]] = {"train": [], "eval": [], "selection": []}
     sources: dict[str, list[str]] = {"train": [], "eval": [], "selection": []}
@@ -94,12 +94,11 @@ def _units(root: Path, package: str) -> Units:
 
 def _files(root: Path, package: str) -> list[Path]:
     """Return the source files of a package, without its tests."""
-    place = root / SOURCES.get(package, package)
-    found = sorted(place.rglob("*.py")) if place.is_dir() else [p for p in [place.with_suffix(".py")] if p.is_file()]
-    found = [path for path in found if {"test", "tests"}.isdisjoint(path.relative_to(root).parts)]
+    name = SOURCES.get(package, package)
+    found = files(root, name)
     if not found:
         raise InputFaults([fault(
-            "dataset", "pydocs", f"it is made from the source files of Python's library, and {place} has none",
+            "dataset", "pydocs", f"it is made from the source files of Python's library, and {root / name} has none",
             "Use a Python that comes with its sources, or give a data set: dataset=<folder, file or hub name>.",
         )])  # fmt: skip
     return found

@@ -40,7 +40,7 @@ def read_corpus(dataset: str, *, task: Task, data: DataRecipe, split: str, cache
     if dataset == "pydocs":
         return _embedded(task, data, split)
     problems = Problems()
-    names, tables = sources.read(dataset, data=data, split=split, cache=cache, problems=problems)
+    names, tables = sources.read(dataset, splits=data.splits, split=split, cache=cache, problems=problems)
     if "train" not in tables and not problems.faults:
         remedy = 'Name a file train*, or give data.splits={"train": ...}.'
         held = sources.listed(dataset) or ", ".join(sorted(tables)) or "nothing"

@@ -3,13 +3,14 @@
 import difflib
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from capgap_core import loading
 from capgap_core.columns import Table
 from capgap_core.errors import InputFaults, Problems, fault
 from capgap_core.loading import COMPRESSIONS, FORMATS, format_of
-from capgap_core.recipes import DataRecipe
 
 NAMES = {
     "train": re.compile(r"train", re.IGNORECASE),
@@ -20,13 +21,15 @@ NAMES = {
 
 _HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[\w.-]+){0,2})(?:@(?P<revision>[\w./-]+))?")
 _HUB_SECONDS = 4.0
-_WHERE_FORMS = "Give pydocs, a file, a folder, or a hub name: hub[/config][@revision]."
+_WHERE_FORMS = "Give pydocs (pysource for a language model), a file, a folder, or a hub name: hub[/config][@revision]."
 
+Splits = Mapping[Any, str] | None
+"""The file, or the hub's split, of parts whose names do not tell: ``data.splits``."""
 Found = tuple[list[str], dict[str, Table]]
 """The names that a metric may go by, the last one the data set's own, and the table of each part."""
 
 
-def read(dataset: str, *, data: DataRecipe, split: str, cache: loading.Cache, problems: Problems) -> Found:
+def read(dataset: str, *, splits: Splits, split: str, cache: loading.Cache, problems: Problems) -> Found:
     """Return the parts of the data set that ``dataset`` names; faults that leave something to read go to ``problems``.
 
     Raises
@@ -34,15 +37,15 @@ def read(dataset: str, *, data: DataRecipe, split: str, cache: loading.Cache, pr
     InputFaults
         Where there is nothing to read.
     """
-    place = _place(dataset)
+    place = place_of(dataset)
     with loading.quiet():
         if not isinstance(place, Path):
-            return _read_hub(*place, data, cache, problems)
+            return read_hub(*place, splits, cache, problems)
         names = [place.name if place.is_dir() or NAMES["train"].match(place.name) is None else place.parent.name]
-        return names, loading.read_local(_parts_of(place, data, split, problems), cache, problems)
+        return names, loading.read_local(parts_of(place, splits, split, problems), cache, problems)
 
 
-def _place(dataset: str) -> Path | tuple[str, str | None]:
+def place_of(dataset: str) -> Path | tuple[str, str | None]:
     """Return the path, or the hub's name and revision, that the user means."""
     # os.path answers "no" where pathlib raises: for a name that is too long, holds NUL or names no user.
     path = Path(os.path.expanduser(dataset))
@@ -55,7 +58,7 @@ def _place(dataset: str) -> Path | tuple[str, str | None]:
             remedy = f"Write ./{dataset} for the folder, or {dataset}@main for the hub."
             raise InputFaults([fault("dataset", dataset, "is a folder here and could be a name on the hub", remedy)])
         return path.absolute()
-    if hub is None or explicit or {*path.suffixes} & {*FORMATS, *COMPRESSIONS}:
+    if hub is None or explicit or {*path.suffixes} & {*FORMATS, *COMPRESSIONS, ".txt"}:
         near = _near(path)
         raise InputFaults([fault("dataset", dataset, "is not there", f"{near}{_WHERE_FORMS}")])
     return hub["name"], hub["revision"]
@@ -75,10 +78,15 @@ def _near(path: Path) -> str:
     return f"Did you mean {path.parent / near[0]}? " if near else ""
 
 
-def _parts_of(place: Path, data: DataRecipe, split: str, problems: Problems) -> dict[str, list[Path]]:
-    """Return the files of each part: given by ``data.splits``, else by their names; a single file is train."""
+def parts_of(
+    place: Path, splits: Splits, split: str, problems: Problems, *, readable: Callable[[Path], object] = format_of
+) -> dict[str, list[Path]]:
+    """Return the files of each part: given by ``splits``, else by their names; a single file is train.
+
+    Where files that are ``readable`` have the name of a part, others that have it are not meant.
+    """
     folder = place if place.is_dir() else place.parent
-    given = {str(part): folder / os.path.expanduser(name) for part, name in (data.splits or {}).items()}
+    given = {str(part): folder / os.path.expanduser(name) for part, name in (splits or {}).items()}
     parts = {part: [path] for part, path in given.items() if os.path.isfile(path)}
     for part, path in given.items():
         if not os.path.isfile(path):
@@ -92,7 +100,7 @@ def _parts_of(place: Path, data: DataRecipe, split: str, problems: Problems) -> 
         if part in given or ("eval" in given and part != "train"):
             continue
         found = [path for path in files if name.match(path.name)]
-        found = [path for path in found if format_of(path)] or found
+        found = [path for path in found if readable(path)] or found
         if len({re.sub(r"[0-9]+", "#", path.name) for path in found}) > 1:
             listed = ", ".join(path.name for path in found)
             remedy = f'Say which: data.splits={{"{part}": "{found[0].name}", ...}}.'
@@ -121,41 +129,39 @@ def _needed(parts: dict[str, list[Path]], split: str) -> dict[str, list[Path]]:
     return {part: files for part, files in parts.items() if part not in unread}
 
 
-def _read_hub(name: str, revision: str | None, data: DataRecipe, cache: loading.Cache, problems: Problems) -> Found:
+def read_hub(name: str, revision: str | None, splits: Splits, cache: loading.Cache, problems: Problems) -> Found:
     """Return the names a metric may go by, and the parts of a data set on the hub."""
     repository, config = _on_hub(name, revision)
     try:
-        splits = loading.library().load_dataset(
-            repository, config, revision=revision, cache_dir=str(cache.kept / "hub")
-        )
+        held = loading.library().load_dataset(repository, config, revision=revision, cache_dir=str(cache.kept / "hub"))
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         remedy = "Check the name, hub[/config][@revision], or download the data set and give its folder."
         raise InputFaults([fault("dataset", name, f"cannot be read from the hub: {said}", remedy)]) from error
-    given: dict[str, str] = {str(part): value for part, value in (data.splits or {}).items()}
+    given: dict[str, str] = {str(part): value for part, value in (splits or {}).items()}
     chosen: dict[str, str] = {}
     tables: dict[str, Table] = {}
     for part in ("train", "eval", "dev", "test", "selection"):
-        if part in given and given[part] not in splits:
+        if part in given and given[part] not in held:
             path = Path(given[part]).expanduser()
             if path.is_file():
                 tables |= loading.read_local({part: [path]}, cache, problems)
                 continue
-            remedy = f"Use one of {sorted(splits)}, or the path of a file."
+            remedy = f"Use one of {sorted(held)}, or the path of a file."
             problems.add(
                 fault(f"data.splits.{part}", given[part], "is neither a split of the data set nor a file", remedy)
             )
         elif part in given:
             chosen[part] = given[part]
         elif part in NAMES and (part == "train" or "eval" not in given):
-            found = [split for split in splits if NAMES[part].match(split)]
+            found = [split for split in held if NAMES[part].match(split)]
             if len(found) > 1:
                 remedy = f'Say which: data.splits={{"{part}": "{found[0]}"}}.'
                 problems.add(fault(f"data.splits.{part}", None, f"{found} could each be the {part} part", remedy))
             elif found:
                 chosen[part] = found[0]
     loading.unlike(chosen, problems)
-    tables |= {part: loading.table_of(part, f"{name}:{split}", splits[split]) for part, split in chosen.items()}
+    tables |= {part: loading.table_of(part, f"{name}:{split}", held[split]) for part, split in chosen.items()}
     return [part for part in (config, repository.rpartition("/")[2]) if part], tables
 
 

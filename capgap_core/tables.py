@@ -13,6 +13,24 @@ SCHEMAS: dict[str, list[tuple[str, pa.DataType]]] = {
     "examples": [
         ("row", _INT), ("label", _FLOAT), ("input_ids", pa.list_(pa.int32())), ("token_type_ids", pa.list_(pa.int8())),
     ],
+    "documents": [("document", _INT), ("source", _INT), ("input_ids", pa.large_list(pa.int32()))],
+    "held_out": [
+        ("part", _TEXT), ("source", _TEXT), ("nats", _FLOAT), ("stderr", _FLOAT), ("bits_per_byte", _FLOAT),
+        ("tokens", _INT),
+    ],
+    "cells": [
+        ("role", _TEXT), ("parameters", _INT), ("tokens", _INT), ("teacher", _INT), ("seed", _INT), ("nats", _FLOAT),
+        ("stderr", _FLOAT), ("bits_per_byte", _FLOAT), ("teacher_nats", _FLOAT), ("unique_tokens", _INT),
+        ("epochs", _FLOAT), ("tokens_per_parameter", _FLOAT), ("data_limited", _BOOL), ("identity", _TEXT),
+    ],
+    "optima": [
+        ("student", _FLOAT), ("tokens", _FLOAT), ("found", _TEXT), ("teacher", _FLOAT), ("low", _FLOAT),
+        ("high", _FLOAT), ("loss", _FLOAT),
+    ],
+    "rivals": [
+        ("law", _TEXT), ("student", _FLOAT), ("tokens", _FLOAT), ("why_not", _TEXT), ("named", _FLOAT),
+        ("taken", _FLOAT), ("regret", _FLOAT), ("regret_error", _FLOAT), ("loss_error", _FLOAT),
+    ],
     "importance": [("layer", _INT), ("axis", _TEXT), ("unit", _INT), ("score", _FLOAT), ("rank", _INT)],
     "plan": [("scale", _FLOAT), ("layer", _INT), ("axis", _TEXT), ("kept", _INT), ("of", _INT)],
     "steps": [

@@ -1,9 +1,9 @@
 """One optimizer step and the loop around it: the only training loop of the project."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from capgap_core import batches, machine, signals
-from capgap_core.batches import Batch, Examples
 from capgap_core.errors import NonFinite
 from capgap_core.machine import Precision, RandomState
 from capgap_core.optimizer import AdamW
@@ -114,13 +113,43 @@ class Forgetful:
         """Do nothing."""
 
 
-LossOf = Callable[[Batch, int], Iterable[list[Term]]]
+@runtime_checkable
+class Source(Protocol):
+    """What is trained on: examples of any kind, as batches that the loss understands."""
+
+    lengths: np.ndarray
+    """What each example counts where a mean is over tokens, ``(n,)``."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def words(self, index: np.ndarray) -> Tensor:
+        """Return the token ids in these examples, each once, and maybe others."""
+        ...
+
+    def batch(self, index: np.ndarray, *, room: int = 0) -> Any:
+        """Return the examples at these places."""
+        ...
+
+
+LossOf = Callable[[Any, int], Iterable[list[Term]]]
 """Of a batch and the number of its step, yields the terms in groups; each is differentiated before the next."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method needs of the loop, beside what a recipe says."""
+
+    fewest: int = 1
+    """Examples that its loss needs at once: no step and no micro-batch has less."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Name of a parameter → its learning rate as a share of that of the step."""
+
+
 def train(
-    model: nn.Module, examples: Examples, training: Training, loss_of: LossOf, *, device: torch.device, stage: str,
-    keeper: Keeper | None = None, fewest: int = 1,
+    model: nn.Module, examples: Source, training: Training, loss_of: LossOf, *, device: torch.device, stage: str,
+    keeper: Keeper | None = None, needs: Needs | None = None,
 ) -> Generator[Step, None, None]:  # fmt: skip
     """Train ``model`` in place and yield a record of every optimizer step, those before a checkpoint among them.
 
@@ -131,21 +160,21 @@ def train(
     change nothing but memory. Where steps have room for tokens, a few long examples or many short ones, it is divided
     by those of the epoch's mean step, so that each example or token weighs the same. AdamW without decay for biases and
     LayerNorm; the learning rate rises linearly for the ``warmup`` share of the steps and then falls linearly to zero
-    (MiniDisc, scripts). Where a loss needs ``fewest`` examples at once, no step and no micro-batch has less.
+    (MiniDisc, scripts). What differs for a method is in ``needs``.
 
     Raises
     ------
     NonFinite
         Before the optimizer step, where a loss or the norm of the gradient is NaN or infinite.
     """
-    keeper = keeper if keeper is not None else Forgetful()
+    keeper, needs = keeper if keeper is not None else Forgetful(), needs or Needs()
     rates = [training.learning_rate * _rate(step, training) for step in range(1, training.steps + 1)]
-    optimizer = AdamW(model, rates, decay=training.weight_decay)
+    optimizer = AdamW(model, rates, decay=training.weight_decay, shares=needs.shares)
     steps = keeper.restore(model, optimizer)
     yield from steps
     order = batches.endless(
         examples.lengths, batch_size=training.batch_size, room=training.room, seed=training.seed, skip=len(steps),
-        fewest=fewest,
+        fewest=needs.fewest,
     )  # fmt: skip
     before = seen = steps[-1].tokens if steps else 0
     clock = time.monotonic()
@@ -155,7 +184,7 @@ def train(
             index, per_epoch = next(order)
             with signals.deferred():
                 optimizer.ready(examples.words(index), step - 1)
-            totals = _differentiate(examples, index, per_epoch, training, loss_of, step, device, fewest)
+            totals = _differentiate(examples, index, per_epoch, training, loss_of, step, device, needs.fewest)
             terms, norm = _looked_at(totals, examples.lengths[index], optimizer, training.clip)
             _refuse_non_finite(stage, step, terms, norm, keeper.last)
             with signals.deferred():  # what is to be kept changes here only, as a whole
@@ -179,7 +208,7 @@ def train(
 
 
 def _differentiate(
-    examples: Examples, index: np.ndarray, per_epoch: int, training: Training, loss_of: LossOf, step: int,
+    examples: Source, index: np.ndarray, per_epoch: int, training: Training, loss_of: LossOf, step: int,
     device: torch.device, fewest: int,
 ) -> list[tuple[Term, Tensor]]:  # fmt: skip
     """Add the gradients of one step, micro-batch by micro-batch; return its terms with their sums."""

@@ -1,7 +1,7 @@
 """What is kept of a teacher's prediction over a large vocabulary, where its last hidden state is not.
 
 A prediction over v entries in fp32 takes 4v bytes for each token: more than the text. Three things are smaller. The
-last hidden state, with the teacher's head, says all of it (``vocabulary_losses.Head``). The k likeliest entries say
+last hidden state, with the teacher's head, says all of it (``vocabulary_sums.Head``). The k likeliest entries say
 most; what the rest would have said is a bias, which the mass of those that are kept tells. Entries that are drawn say
 all of it on average: with them the student's soft cross-entropy and its gradient have the expectation of those with the
 whole prediction (arXiv 2503.16870). Logits of entries that the student does not have are to be cut off first.

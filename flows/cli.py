@@ -1,4 +1,4 @@
-"""The command line: ``capgap up``, ``run``, ``preview``, ``show``, ``doctor`` and ``gc``.
+"""The command line: ``capgap up``, ``run``, ``preview``, ``recommend``, ``show``, ``doctor`` and ``gc``.
 
 Only a preview needs torch here, and Prefect is imported only once the input is known to be good.
 """
@@ -57,6 +57,14 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--run", choices=sorted(FLOWS), metavar="NAME", help="run this one first, and print its result")
     page.add_argument("--no-keep", action="store_true", help="stop everything once the run has ended")
     page.set_defaults(do=_up)
+    advice = commands.add_parser("recommend", help="say which teacher the published laws name for a student")
+    advice.add_argument("--student", required=True, metavar="N", help="its parameters outside the embeddings: 300M")
+    advice.add_argument("--tokens", required=True, metavar="D", help="tokens it is distilled on: 5B")
+    words = "tokens a teacher was trained on, for each of its parameters (%(default)s)"
+    advice.add_argument("--teacher-tokens", default="20", metavar="M", help=words)
+    advice.add_argument("--throughput", metavar="F", help="FLOPs a second that your machine does, for hours: 200T")
+    advice.add_argument("--json", action="store_true", help="print JSON")
+    advice.set_defaults(do=_recommend)
     look = commands.add_parser("show", help="list finished runs, or show a run or a stage of the store")
     look.add_argument("what", nargs="?", metavar="WHAT", help="last, the start of a run's id, or stage/identity")
     look.add_argument("--json", action="store_true", help="print JSON")
@@ -178,6 +186,13 @@ def _up(given: argparse.Namespace) -> int:
 
 def _gc(given: argparse.Namespace) -> int:
     return upkeep.collect(default_root(), apply=given.apply, unfinished=given.unfinished, say=say)
+
+
+def _recommend(given: argparse.Namespace) -> int:
+    from flows import recommend  # noqa: PLC0415 - only this command needs scipy
+
+    asked = (given.student, given.tokens, given.teacher_tokens, given.throughput)
+    return recommend.recommend(*asked, as_json=given.json, say=say)
 
 
 def _show(given: argparse.Namespace) -> int:

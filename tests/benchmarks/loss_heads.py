@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from turns import Clock, publish, unit_of
 
-from capgap_core import machine, vocabulary_losses
+from capgap_core import machine, vocabulary_losses, vocabulary_sums
 
 NAME = "loss_heads"
 SIZES = ((32000, 512), (151936, 256))
@@ -101,7 +101,7 @@ def inputs(case: Case) -> Inputs:
 
 def ours(x: Inputs) -> Tensor:
     """Return the mean over the kept rows, as the others below do."""
-    teacher = vocabulary_losses.Head(x.teacher_hidden, x.teacher_weight)
+    teacher = vocabulary_sums.Head(x.teacher_hidden, x.teacher_weight)
     return vocabulary_losses.linear_divergence(x.hidden, x.weight, teacher, keep=x.keep) / x.keep.sum()
 
 

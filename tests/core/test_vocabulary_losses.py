@@ -12,9 +12,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from capgap_core.vocabulary_losses import LOGITS, Head, linear_divergence, linear_soft_cross_entropy
+from capgap_core.vocabulary_losses import (
+    linear_cross_entropy,
+    linear_divergence,
+    linear_reverse_divergence,
+    linear_soft_cross_entropy,
+)
+from capgap_core.vocabulary_sums import LOGITS, LOWEST, Head
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"kl": linear_divergence, "cross-entropy": linear_soft_cross_entropy}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "kl": linear_divergence, "cross-entropy": linear_soft_cross_entropy, "reverse": linear_reverse_divergence,
+}  # fmt: skip
 KEPT = {"some": 3, "none": 1, "all": 10**6}
 """Of so many rows that follow one another, one is masked."""
 ROOT = Path(__file__).parents[2]
@@ -62,10 +70,14 @@ def ours(name: str, student: Head, teacher: Head | Tensor, keep: Tensor, **how: 
 
 
 def by_hand(name: str, student: Head, teacher: Tensor, keep: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return T² Σ p (log p - log q), or -T² Σ p log q, with softmax in fp32 at least."""
+    """Return T² Σ p (log p - log q), -T² Σ p log q, or T² Σ q (log q - log p), with softmax in fp32 at least."""
     z = logits(student)[keep]
     y = teacher[keep][:, : z.shape[1]]
     z, y = (x.to(torch.promote_types(x.dtype, torch.float32)) / temperature for x in (z, y))
+    if name == "reverse":
+        y = (y - y.amax(-1, keepdim=True)).clamp(min=LOWEST)
+        log_q, log_p = torch.log_softmax(z, -1), torch.log_softmax(y, -1)
+        return temperature**2 * (log_q.exp() * (log_q - log_p)).sum()
     log_q, p = torch.log_softmax(z, -1)[:, : y.shape[1]], torch.softmax(y, -1)
     return temperature**2 * ((torch.xlogy(p, p) if name == "kl" else 0.0) - p * log_q).sum()
 
@@ -112,13 +124,15 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 )  # fmt: skip
 @settings(deadline=None, max_examples=200)
 def test_any_shape(name: str, temperature: float, as_logits: bool, rows: int, **shape: Any) -> None:
+    if name == "reverse":
+        shape["v"] = sorted(shape["v"])
     check(name, case(**shape), temperature, as_logits=as_logits, rows=rows)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 100])
 @pytest.mark.parametrize("block", [1, 100, 10**6])
 def test_how_many_rows_exist_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, rows: int, block: int) -> None:
-    monkeypatch.setattr("capgap_core.vocabulary_losses.BLOCK", block)
+    monkeypatch.setattr("capgap_core.vocabulary_sums.BLOCK", block)
     check("kl", case(r=10, keep="all"), 2.0, rows=rows)
 
 
@@ -126,7 +140,20 @@ def test_how_many_rows_exist_at_once_changes_nothing(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("v", [(31, 47), (47, 31)])
 @pytest.mark.parametrize("as_logits", [False, True])
 def test_vocabularies_of_other_widths(name: str, v: tuple[int, int], as_logits: bool) -> None:
+    if name == "reverse" and v[0] > v[1]:
+        with pytest.raises(ValueError, match=r"give weight\[:31\]"):
+            check(name, case(v=v, bias=True), 2.0, as_logits=as_logits)
+        return
     check(name, case(v=v, bias=True), 2.0, as_logits=as_logits)
+
+
+def test_labels_cost_their_cross_entropy() -> None:
+    c = case(bias=True)
+    student, labels = leaves(c.student), torch.arange(11) % 31
+    found = linear_cross_entropy(student.hidden, student.weight, labels, keep=c.keep, bias=student.bias)
+    truth = torch.nn.functional.cross_entropy(logits(student)[c.keep], labels[c.keep], reduction="sum")
+    assert found.item() == pytest.approx(truth.item(), rel=1e-6)
+    assert all(map(close, torch.autograd.grad(found, tensors(student)), torch.autograd.grad(truth, tensors(student))))
 
 
 def padded(head: Head) -> Head:
@@ -135,10 +162,11 @@ def padded(head: Head) -> Head:
     return head._replace(weight=torch.cat((head.weight, extra)))
 
 
-def test_a_model_has_no_divergence_from_itself_and_no_gradient() -> None:
+@pytest.mark.parametrize("name", ["kl", "reverse"])
+def test_a_model_has_no_divergence_from_itself_and_no_gradient(name: str) -> None:
     c = case(bias=True)
     student = leaves(c.student)
-    loss = ours("kl", student, c.student, c.keep, temperature=2.0)
+    loss = ours(name, student, c.student, c.keep, temperature=2.0)
     assert loss.item() == 0.0
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss, tensors(student)))
 
@@ -233,7 +261,7 @@ def test_gradients_of_gradients_are_refused() -> None:
 
 def test_without_gradients_there_is_the_value_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     c = case()
-    monkeypatch.delattr("capgap_core.vocabulary_losses._Sums._differentiate")
+    monkeypatch.delattr("capgap_core.vocabulary_sums._Sums._differentiate")
     with torch.no_grad():
         found = ours("kl", leaves(c.student), c.teacher, c.keep)
     assert found.grad_fn is ours("kl", c.student, leaves(c.teacher), c.keep).grad_fn is None
@@ -290,7 +318,8 @@ PEAKS = """
 import os, resource, sys
 import torch
 from torch.nn.functional import kl_div, log_softmax
-from capgap_core.vocabulary_losses import Head, linear_divergence
+from capgap_core.vocabulary_losses import linear_divergence
+from capgap_core.vocabulary_sums import Head
 
 torch.set_num_threads(1)
 v, r, h = 60000, 256, 16

@@ -1,0 +1,117 @@
+"""The ladder of a law: which sizes of teacher and student, on how many tokens, and the cells that they make.
+
+Sizes are parameters outside the embeddings, as scaling laws count them. A model of a size has the shape that comes
+nearest to it among those with heads of 16, a feed-forward width of 8/3 of the hidden one, and about one layer for each
+32 of the hidden width, so that no size is much flatter or deeper than its neighbours.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from capgap_core.lm_model import Sizes
+from capgap_core.markdown import short
+
+HEAD = 16
+"""Width of an attention head."""
+ASPECT = 32
+"""Hidden width for each layer."""
+WIDEST = 4096
+FURTHEST = 1.5
+"""Most that a shape may be larger or smaller than the size that is asked for."""
+FEWEST_TOKENS, MOST_EPOCHS = 10.0, 4.0
+"""A teacher with fewer tokens for each parameter, or that has seen its text more often, is limited by its data."""
+
+
+class Ladder(BaseModel):
+    """Sizes, tokens and seeds of a grid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    teachers: tuple[float, ...] = Field(min_length=1)
+    """Parameters outside the embeddings."""
+    students: tuple[float, ...] = Field(min_length=1)
+    teacher_tokens: float = Field(default=20.0, gt=0)
+    """For each parameter of a teacher."""
+    budgets: tuple[float, ...] = Field(default=(100.0,), min_length=1)
+    """Tokens for each parameter of a student."""
+    seeds: tuple[int, ...] = Field(default=(1, 2), min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Ladder":
+        for name in ("teachers", "students", "budgets", "seeds"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"each of {name} may stand there once")
+        for name in ("teachers", "students"):
+            shapes = [sizes_for(size) for size in getattr(self, name)]
+            if len(set(shapes)) != len(shapes):
+                raise ValueError(f"two of {name} come to the same shape: give sizes further apart")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One student: on how many tokens, from which teacher, with which seed."""
+
+    student: Sizes
+    tokens: int
+    teacher: Sizes | None
+    """Null for a student that learns from the text alone."""
+    seed: int
+
+    @property
+    def role(self) -> str:
+        """Return the name of the cell."""
+        whose = "alone" if self.teacher is None else f"of {short(self.teacher.parameters())}"
+        return f"{short(self.student.parameters())} {whose} on {short(self.tokens)} seed {self.seed}"
+
+
+@cache
+def sizes_for(parameters: float) -> Sizes:
+    """Return the shape of about so many parameters outside the embeddings."""
+    near = [shape for shape in _shapes() if abs(math.log(shape.parameters() / parameters)) < math.log(FURTHEST)]
+    if not near:
+        raise ValueError(f"no shape has about {parameters:,.0f} parameters")
+    return min(near, key=lambda shape: _distance(shape, parameters))
+
+
+def _shapes() -> Iterator[Sizes]:
+    for hidden in [*range(HEAD, 512, HEAD), *range(512, WIDEST + 1, 128)]:
+        middle = max(1, round(hidden / ASPECT))
+        for layers in range(max(1, middle // 2), 2 * middle + 1):
+            heads = hidden // HEAD
+            yield Sizes(layers=layers, hidden=hidden, heads=heads, kv_heads=heads, neurons=8 * round(hidden / 3))
+
+
+def _distance(sizes: Sizes, parameters: float) -> float:
+    """Return how far a shape is from a size, and a little of how far it is from the usual aspect."""
+    aspect = math.log(sizes.hidden / (ASPECT * sizes.layers))
+    return abs(math.log(sizes.parameters() / parameters)) + 0.15 * abs(aspect)
+
+
+def teachers(ladder: Ladder) -> list[tuple[Sizes, int]]:
+    """Return each teacher with its tokens, from small to large."""
+    shapes = sorted((sizes_for(size) for size in ladder.teachers), key=Sizes.parameters)
+    return [(shape, round(ladder.teacher_tokens * shape.parameters())) for shape in shapes]
+
+
+def cells(ladder: Ladder) -> list[Cell]:
+    """Return every student of the grid: each alone, then of each teacher; seed by seed, so that a part is a grid."""
+    students = sorted((sizes_for(size) for size in ladder.students), key=Sizes.parameters)
+    whose = [None, *(shape for shape, _ in teachers(ladder))]
+    return [
+        Cell(student=student, tokens=round(budget * student.parameters()), teacher=teacher, seed=seed)
+        for seed in ladder.seeds
+        for student in students
+        for budget in sorted(ladder.budgets)
+        for teacher in whose
+    ]
+
+
+def data_limited(tokens_per_parameter: float, epochs: float) -> bool:
+    """Return whether a teacher is limited by its data: it stands in plots, and in no fit."""
+    # The first token of a document is no target: one that was given just enough text has learned from a little less.
+    return tokens_per_parameter < 0.99 * FEWEST_TOKENS or epochs > MOST_EPOCHS

@@ -1,0 +1,108 @@
+"""The grid of a law: teachers and students of a ladder, each trained once, and what their losses say."""
+
+import math
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from capgap_core import ladder as ladders
+from capgap_core.kept_outputs import Kind
+from capgap_core.ladder import Cell, Ladder
+from capgap_core.lm_losses import ALONE, LmObjective
+from capgap_core.lm_model import Sizes
+from capgap_core.machine import Precision
+from capgap_core.markdown import short
+from capgap_core.method import Caller
+from capgap_core.recipes import Execution
+from capgap_core.records import Input, Reference
+from capgap_core.stages import law as law_stage, pretrain, text as text_stage
+from capgap_core.training import Training
+
+
+class LmTraining(BaseModel):
+    """How every model of a grid is trained; matrices learn at a share of the rate (``lm_model``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    length: int = Field(default=128, ge=8, le=8192)
+    """Tokens of a row."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows of a step."""
+    learning_rate: float = Field(default=1e-2, gt=0, le=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0)
+    dtype: Precision = "float32"
+    keep: Kind | None = "bfloat16"
+    """The type in which teachers' last hidden states are kept; null: they are asked at every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a grid is made of."""
+
+    text: text_stage.Recipe
+    ladder: Ladder
+    training: LmTraining
+    objective: LmObjective
+    execution: Execution
+
+
+def follow(grid: Grid, call: Caller) -> Reference:
+    """Train every teacher and every student of the grid, and fit the laws; return the stage ``law``."""
+    text = call("text", grid.text, {}, role="", execution=grid.execution)
+    teachers: dict[Sizes, Reference] = {}
+    for shape, tokens in ladders.teachers(grid.ladder):
+        one = Cell(student=shape, tokens=tokens, teacher=None, seed=grid.ladder.seeds[0])
+        teachers[shape] = _made(grid, text, call, one, f"teacher {short(shape.parameters())}")
+    cells = ladders.cells(grid.ladder)
+    made = [_made(grid, text, call, cell, cell.role, cell.teacher and teachers[cell.teacher]) for cell in cells]
+    recipe = law_stage.Recipe(
+        teachers=tuple(law_stage.Teacher(parameters=shape.parameters()) for shape in teachers),
+        cells=tuple(
+            law_stage.Cell(
+                student=cell.student.parameters(), tokens=cell.tokens, seed=cell.seed,
+                teacher=None if cell.teacher is None else cell.teacher.parameters(),
+            )
+            for cell in cells
+        ),
+        teacher_tokens=grid.ladder.teacher_tokens,
+    )  # fmt: skip
+    inputs: dict[str, Input] = {f"teacher_{i}": made for i, made in enumerate(teachers.values())}
+    inputs |= {f"cell_{i}": one for i, one in enumerate(made)}
+    return call("law", recipe, inputs, role="", execution=grid.execution)
+
+
+def _made(
+    grid: Grid, text: Reference, call: Caller, cell: Cell, role: str, teacher: Reference | None = None
+) -> Reference:
+    """Return one model of the grid: with a teacher as its student, else from the text alone."""
+    asked, seen = grid.training, rows_of(cell.tokens, grid.training.length, text)
+    recipe = pretrain.Recipe(
+        scratch=cell.student, length=asked.length, rows=seen, objective=grid.objective if teacher else ALONE,
+        training=resolved(asked, cell.tokens, seen, cell.seed), seed=cell.seed, keep=asked.keep if teacher else None,
+        source=pretrain.Kept(rows=most_rows(grid, text) if teacher else 0),
+    )  # fmt: skip
+    inputs = {"text": text, **({"teacher": teacher} if teacher else {})}
+    return call("pretrain", recipe, inputs, role=role, execution=grid.execution)
+
+
+def resolved(asked: LmTraining, tokens: int, rows: int, seed: int) -> Training:
+    """Return how a model is trained on so many tokens, which may be more than its rows hold."""
+    per_epoch = -(-rows // asked.batch_size)
+    return Training(
+        steps=max(1, round(tokens / (asked.length * asked.batch_size))), learning_rate=asked.learning_rate,
+        batch_size=asked.batch_size, room=None, per_epoch=per_epoch, micro_batch=asked.batch_size,
+        weight_decay=asked.weight_decay, warmup=asked.warmup, clip=asked.clip, dtype=asked.dtype, seed=seed,
+    )  # fmt: skip
+
+
+def rows_of(tokens: int, length: int, text: Reference) -> int:
+    """Return the rows of the training part that so many tokens take, at most all."""
+    return min(math.ceil(tokens / length), math.ceil((text.summary["tokens"]["train"] - 1) / length))
+
+
+def most_rows(grid: Grid, text: Reference) -> int:
+    """Return the rows that the student with most of them sees."""
+    most = max(cell.tokens for cell in ladders.cells(grid.ladder))
+    return rows_of(most, grid.training.length, text)

@@ -1,0 +1,135 @@
+"""Laws held against each other on students that they have not seen.
+
+Each law is fitted without one size of student, names a teacher for it and says what its losses will be. A teacher that
+is named is the measured one nearest in the logarithm of size. The regret is what the named teacher's student loses
+beyond that of the best measured teacher, in nats; two teachers that noise cannot tell apart have a regret that it
+explains, which is why its standard error stands beside it.
+
+Laws that only name a teacher say losses by a common shape, log L = c0 + c1 log S + c2 log D + c3 f, where f is
+(log T - log T*)², or log T where the largest teacher is taken to be best, with coefficients by least squares.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from capgap_core.laws.apple_fit import AppleFit, fit_apple
+from capgap_core.laws.grid import Alone, Cells, Floats, NotEstimable
+from capgap_core.laws.line import PUBLISHED_RATIO, fit_power
+from capgap_core.laws.optimum import noise_of, optima
+
+Name = Literal["published ratio", "constant ratio", "power", "largest teacher", "apple"]
+NAMES: tuple[Name, ...] = ("published ratio", "constant ratio", "power", "largest teacher", "apple")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What one law said of one student that it had not seen, and what was measured."""
+
+    law: Name
+    student: float
+    tokens: float
+    why_not: str | None
+    """Why the law could not be fitted without this student; then the rest is NaN."""
+    named: float = np.nan
+    """The teacher's size by the law."""
+    taken: float = np.nan
+    """The measured teacher nearest to it."""
+    regret: float = np.nan
+    regret_error: float = np.nan
+    loss_error: float = np.nan
+    """Root mean square of predicted minus measured loss over this student's teachers, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    """A law that was fitted: the best teacher's size, and losses over sizes of teachers with their losses."""
+
+    teacher: Callable[[float, float], float]
+    losses: Callable[[Cells], Floats]
+
+
+def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Iterator[Judged]:
+    """Yield what every law says of every student, each fitted without any cell of a student of that size.
+
+    Parameters
+    ----------
+    alone
+        Models without a teacher; those of a left-out student's size are left out, too, but for teachers, whose losses
+        are known before any student is trained.
+    teacher_tokens
+        Tokens for each parameter of a teacher.
+    """
+    for size in np.unique(cells.student):
+        its_own = (alone.parameters == size) & ~np.isin(alone.parameters, cells.teacher)
+        seen = cells.where(cells.student != size)
+        yield from judged(
+            seen, alone.where(~its_own), cells.where(cells.student == size), teacher_tokens=teacher_tokens
+        )
+
+
+def judged(seen: Cells, alone: Alone, unseen: Cells, *, teacher_tokens: float) -> Iterator[Judged]:
+    """Yield what each law, fitted to cells it has seen, says of students it has not."""
+    for name in NAMES:
+        fitted = _fitted(name, seen, alone, teacher_tokens)
+        for student, tokens, curve in unseen.curves():
+            if isinstance(fitted, NotEstimable):
+                yield Judged(law=name, student=student, tokens=tokens, why_not=fitted.why)
+            else:
+                yield _judged(name, fitted, student, tokens, curve)
+
+
+def _judged(name: Name, law: _Fitted, student: float, tokens: float, curve: Cells) -> Judged:
+    sizes, which = np.unique(curve.teacher, return_inverse=True)
+    count = np.bincount(which)
+    means = np.bincount(which, curve.loss) / count
+    named = law.teacher(student, tokens)
+    taken, best = int(np.abs(np.log(sizes / named)).argmin()), int(means.argmin())
+    variance = noise_of(curve).variance
+    return Judged(
+        law=name, student=student, tokens=tokens, why_not=None, named=named, taken=float(sizes[taken]),
+        regret=float(means[taken] - means[best]),
+        regret_error=float(np.sqrt(variance * (1 / count[taken] + 1 / count[best]))) if taken != best else 0.0,
+        loss_error=float(np.sqrt(np.mean((law.losses(curve) - curve.loss) ** 2))),
+    )  # fmt: skip
+
+
+def _fitted(name: Name, seen: Cells, alone: Alone, teacher_tokens: float) -> _Fitted | NotEstimable:
+    if name == "apple":
+        apple = fit_apple(seen, alone, teacher_tokens=teacher_tokens, bootstraps=1)
+        return apple if isinstance(apple, NotEstimable) else _by_apple(apple)
+    if name == "largest teacher":
+        largest = float(seen.teacher.max())
+        return _Fitted(teacher=lambda _s, _d: largest, losses=_shape(seen, lambda c: np.log(c.teacher)))
+    if name == "published ratio":
+        return _by_size(seen, lambda student: PUBLISHED_RATIO * student)
+    power = fit_power(optima(seen))
+    if isinstance(power, NotEstimable):
+        return power
+    return _by_size(seen, lambda s: (power.teacher(s) if name == "power" else power.teacher_by_ratio(s)).value)
+
+
+def _by_apple(apple: AppleFit) -> _Fitted:
+    def losses(curve: Cells) -> Floats:
+        return apple.distilled.loss(curve.student, curve.tokens, curve.teacher_loss, apple.supervised)
+
+    return _Fitted(teacher=lambda student, tokens: apple.teacher(student, tokens).value, losses=losses)
+
+
+def _by_size(seen: Cells, best: Callable[[float], float]) -> _Fitted:
+    def apart(cells: Cells) -> Floats:
+        return np.log(cells.teacher / np.array([best(float(student)) for student in cells.student])) ** 2
+
+    return _Fitted(teacher=lambda student, _tokens: best(student), losses=_shape(seen, apart))
+
+
+def _shape(seen: Cells, feature: Callable[[Cells], Floats]) -> Callable[[Cells], Floats]:
+    """Return the common shape with a feature, its coefficients fitted to cells."""
+
+    def design(cells: Cells) -> Floats:
+        return np.stack([np.ones(len(cells)), np.log(cells.student), np.log(cells.tokens), feature(cells)], axis=1)
+
+    found = np.linalg.lstsq(design(seen), np.log(seen.loss), rcond=None)[0]
+    return lambda cells: np.exp(design(cells) @ found)

@@ -1,0 +1,101 @@
+"""Language models from scratch, so that sizes compare fairly, and what a model says of rows of text.
+
+A ladder of sizes is a comparison only where none of them is trained worse than another. Matrices inside a block draw
+their first weights with a variance of 1 / fan-in, those that write into the residual stream divided by twice the
+layers, and learn at a rate of ``BASE`` / fan-in of the peak one: the rule of maximal update parametrisation for Adam
+(Yang et al., arXiv 2203.03466). Embeddings, which are the output matrix too, and normalisation learn at the peak rate.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from capgap_core import machine
+from capgap_core.lm_batches import LmBatch
+from capgap_core.machine import Precision
+from capgap_core.vocabulary_sums import Head
+
+BASE = 64
+"""The fan-in at which a matrix learns at the peak rate."""
+WRITERS = ("o_proj", "down_proj")
+"""Matrices whose output is added to the residual stream."""
+
+
+class Sizes(BaseModel):
+    """The shape of a decoder of LLaMA's kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    neurons: int
+
+    def parameters(self) -> int:
+        """Return the parameters outside the embeddings."""
+        keys = self.kv_heads * (self.hidden // self.heads)
+        block = 2 * self.hidden**2 + 2 * self.hidden * keys + 3 * self.hidden * self.neurons + 2 * self.hidden
+        return self.layers * block + self.hidden
+
+
+def scratch(sizes: Sizes, *, vocabulary: int, context: int, end: int, seed: int) -> PreTrainedModel:
+    """Return a stock LLaMA with tied embeddings and weights drawn from their seed alone.
+
+    Parameters
+    ----------
+    context
+        Most tokens of a row.
+    end
+        The id of the token that ends a document.
+    """
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=sizes.hidden, intermediate_size=sizes.neurons,
+        num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
+        max_position_embeddings=context, tie_word_embeddings=True, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        nn.init.normal_(model.model.embed_tokens.weight, std=sizes.hidden**-0.5, generator=draw)
+        for name, matrix in matrices(model):
+            shrink = 2 * sizes.layers if name.endswith(WRITERS) else 1
+            nn.init.normal_(matrix.weight, std=(matrix.in_features * shrink) ** -0.5, generator=draw)
+    return model
+
+
+def load(folder: Path | str) -> PreTrainedModel:
+    """Load a causal language model in fp32 and evaluation mode."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+
+
+def parameters(model: nn.Module) -> tuple[int, int]:
+    """Return all parameters of a model, and those outside its embeddings and output matrix."""
+    named = list(model.named_parameters())
+    every = sum(p.numel() for _, p in named)
+    return every, sum(p.numel() for name, p in named if "embed_tokens" not in name and "lm_head" not in name)
+
+
+def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the matrices inside blocks, by their names: all but the output's."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".layers." in name:
+            yield name, module
+
+
+def rates(model: nn.Module) -> dict[str, float]:
+    """Return the name of each parameter that does not learn at the peak rate → its share of that."""
+    return {f"{name}.weight": BASE / matrix.in_features for name, matrix in matrices(model)}
+
+
+def said(model: PreTrainedModel, batch: LmBatch, *, dtype: Precision) -> Head:
+    """Return the last hidden states, ``(n * t, h)``, and the output matrix: what the logits would be made of."""
+    with machine.autocast(batch.input_ids.device, dtype):
+        hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state
+    output = model.get_output_embeddings()
+    assert isinstance(output, nn.Linear)
+    return Head(hidden.flatten(0, 1), output.weight, output.bias)

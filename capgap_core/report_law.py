@@ -1,0 +1,114 @@
+"""Composes what a grid says of laws as markdown, from plain facts.
+
+Imports nothing that computes: what is said here cannot move a number.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from capgap_core.markdown import short, table
+
+Row = Mapping[str, Any]
+
+
+class Facts(TypedDict):
+    """What is to be said."""
+
+    rows: Sequence[Row]
+    """Of the table ``cells``."""
+    optima: Sequence[Row]
+    rivals: Sequence[Row]
+    summary: Row
+
+
+def compose(facts: Facts) -> str:
+    """Return the report as markdown, what it shows first."""
+    parts = [
+        "# Which teacher a student wants",
+        *_verdicts(facts),
+        f"## Teachers\n\n{_teachers(facts['rows'])}",
+        f"## Students\n\n{_students(facts)}",
+        f"## Laws on students they have not seen\n\n{_rivals(facts['rivals'])}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdicts(facts: Facts) -> list[str]:
+    """Return what the grid allows to be said."""
+    summary, said = facts["summary"], []
+    if not summary["monotone"]:
+        said.append(
+            "**Larger teachers do not always lose less here: what looks like a gap in capacity may be poor teachers.**"
+        )
+    limited = {row["parameters"] for row in facts["rows"] if row["role"] == "teacher" and row["data_limited"]}
+    if limited:
+        names = ", ".join(short(size) for size in sorted(limited))
+        why = "under 10 tokens for each parameter, or over 4 epochs"
+        said.append(f"Limited by data, and in no fit: teachers of {names} ({why}).")
+    if summary["power"] == "estimable":
+        value, low, high = summary["exponent"]
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*summary["ratio"])
+        said.append(
+            f"**T* grows as S to the power {value:.2f} ({low:.2f} to {high:.2f}); taken as a constant ratio, "
+            f"T* = {ratio} S.** 90% intervals, {summary['bracketed']} best teachers."
+        )
+    else:
+        said.append(f"**No law of the best teacher can be estimated: {summary['power']}.**")
+    if summary["apple"] != "estimable":
+        said.append(f"Apple's law: not estimable: {summary['apple']}.")
+    return said
+
+
+def _teachers(rows: Sequence[Row]) -> str:
+    held = [
+        [
+            short(row["parameters"]), short(row["tokens"]), f"{row['tokens_per_parameter']:.1f}",
+            f"{row['epochs']:.2f}",
+            f"{row['nats']:.4f} ± {row['stderr']:.4f}", "limited by data" if row["data_limited"] else "",
+        ]
+        for row in rows if row["role"] == "teacher"
+    ]  # fmt: skip
+    return table(["teacher", "tokens", "a parameter", "epochs", "nats a token ± s.e.", ""], held)
+
+
+def _students(facts: Facts) -> str:
+    """Return the loss of each student over its teachers, and which of them is best."""
+    students = [row for row in facts["rows"] if row["role"] == "student"]
+    theirs = sorted({row["teacher"] for row in students if row["teacher"]})
+    best = {(row["student"], row["tokens"]): row for row in facts["optima"]}
+    lines = []
+    for size, tokens in sorted({(row["parameters"], row["tokens"]) for row in students}):
+        own = [row for row in students if (row["parameters"], row["tokens"]) == (size, tokens)]
+        found = best.get((size, tokens))
+        lines.append([short(size), short(tokens), *(_mean(own, teacher) for teacher in (None, *theirs)), _best(found)])
+    return table(["student", "tokens", "alone", *(f"of {short(size)}" for size in theirs), "best teacher"], lines)
+
+
+def _mean(rows: Sequence[Row], teacher: float | None) -> str:
+    values = [row["nats"] for row in rows if row["teacher"] == teacher]
+    return f"{sum(values) / len(values):.4f}" if values else "–"
+
+
+def _best(found: Row | None) -> str:
+    if found is None:
+        return "–"
+    if found["found"] != "bracketed":
+        return str(found["found"])
+    return f"{short(found['teacher'])} ({short(found['low'])} to {short(found['high'])})"
+
+
+def _rivals(rivals: Sequence[Row]) -> str:
+    lines = []
+    for law in dict.fromkeys(row["law"] for row in rivals):
+        own = [row for row in rivals if row["law"] == law]
+        known = [row for row in own if row["why_not"] is None]
+        if not known:
+            lines.append([law, f"not estimable: {own[0]['why_not']}", "–", "–"])
+            continue
+        regret = sum(row["regret"] for row in known) / len(known)
+        error = sum(row["regret_error"] ** 2 for row in known) ** 0.5 / len(known)
+        lines.append(
+            [law, f"{len(known)} of {len(own)}", f"{regret:.4f} ± {error:.4f}",
+             f"{sum(row['loss_error'] for row in known) / len(known):.4f}"]
+        )  # fmt: skip
+    return table(["law", "students", "mean regret, nats ± s.e.", "error of predicted losses, nats"], lines)

@@ -1,0 +1,169 @@
+"""Fit every law to the losses of a grid, hold them against each other, and say which teacher a student wants."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from capgap_core import report_law, tables
+from capgap_core.ladder import data_limited
+from capgap_core.laws.apple_fit import AppleFit, fit_apple
+from capgap_core.laws.grid import Alone, Cells, Interval, NotEstimable
+from capgap_core.laws.line import Power, fit_power
+from capgap_core.laws.optimum import Optimum, optima
+from capgap_core.laws.rivals import left_out
+from capgap_core.progress import Progress
+from capgap_core.recipes import Execution
+from capgap_core.records import Input, Made, Reference
+
+PART = "test"
+"""The part whose losses are fitted: nothing was chosen on it."""
+
+
+class Teacher(BaseModel):
+    """One teacher of the grid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int
+
+
+class Cell(BaseModel):
+    """One student of the grid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    student: int
+    tokens: int
+    teacher: int | None
+    seed: int
+
+
+class Recipe(BaseModel):
+    """What the inputs ``teacher_<i>`` and ``cell_<i>`` are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teachers: tuple[Teacher, ...]
+    cells: tuple[Cell, ...]
+    teacher_tokens: float
+
+
+def run(
+    recipe: Recipe, inputs: Mapping[str, Input], out_dir: Path, *, execution: Execution, progress: Progress
+) -> Made:
+    """Write ``cells``, ``optima``, ``rivals`` and ``report.md``."""
+    rows = _rows(recipe, inputs)
+    tables.write(out_dir / "cells.parquet", "cells", rows)
+    cells, alone = grid_of(rows)
+    progress.message(f"{len(cells)} cells in the fits, {sum(row['data_limited'] for row in rows)} limited by data")
+    found = optima(cells) if len(cells) else []
+    power = fit_power(found)
+    apple = (
+        fit_apple(cells, alone, teacher_tokens=recipe.teacher_tokens) if len(cells) else NotEstimable(why="no cells")
+    )
+    judged = [vars(one) for one in left_out(cells, alone, teacher_tokens=recipe.teacher_tokens)] if len(cells) else []
+    tables.write(out_dir / "optima.parquet", "optima", [_optimum(one) for one in found])
+    tables.write(out_dir / "rivals.parquet", "rivals", [_null(one) for one in judged])
+    summary = {
+        "cells": len(rows), "bracketed": sum(one.found == "bracketed" for one in found),
+        "monotone": monotone(rows), **_power(power), **_apple(apple, cells),
+    }  # fmt: skip
+    facts = report_law.Facts(rows=rows, optima=[_optimum(one) for one in found], rivals=judged, summary=summary)
+    (out_dir / "report.md").write_text(report_law.compose(facts), encoding="utf8")
+    return Made(summary=summary)
+
+
+def grid_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Cells, Alone]:
+    """Return the students of teachers that are not limited by their data, and every model without a teacher."""
+    taught = [row for row in rows if row["role"] == "student" and row["teacher"] and not row["data_limited"]]
+    free = [row for row in rows if not row["teacher"] and not row["data_limited"]]
+
+    def column(name: str, of: Sequence[Mapping[str, Any]]) -> Any:
+        return np.array([row[name] for row in of], dtype=np.float64)
+
+    cells = Cells(
+        student=column("parameters", taught), tokens=column("tokens", taught), teacher=column("teacher", taught),
+        teacher_loss=column("teacher_nats", taught), loss=column("nats", taught),
+        seed=column("seed", taught).astype(np.int64),
+    )  # fmt: skip
+    return cells, Alone(parameters=column("parameters", free), tokens=column("tokens", free), loss=column("nats", free))
+
+
+def monotone(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a larger teacher always loses less: where not, size and quality of teachers are confounded."""
+    losses = [row["nats"] for row in sorted(rows, key=lambda row: row["parameters"]) if row["role"] == "teacher"]
+    return all(later < before for before, later in pairwise(losses))
+
+
+def _rows(recipe: Recipe, inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
+    """Return a row for each teacher and each student."""
+    theirs = {t.parameters: _facts(inputs[f"teacher_{i}"]) for i, t in enumerate(recipe.teachers)}
+    rows: list[dict[str, Any]] = [
+        {"role": "teacher", "teacher": None, "teacher_nats": None, "seed": None, **facts} for facts in theirs.values()
+    ]
+    for i, cell in enumerate(recipe.cells):
+        own = _facts(inputs[f"cell_{i}"])
+        whose = theirs.get(cell.teacher or 0)
+        limited = False if whose is None else whose["data_limited"]
+        rows.append(
+            {
+                **own, "role": "student", "tokens": cell.tokens, "teacher": cell.teacher, "seed": cell.seed,
+                "teacher_nats": whose and whose["nats"], "data_limited": limited,
+            }
+        )  # fmt: skip
+    order = ("teacher", "student")
+    return sorted(
+        rows, key=lambda r: (order.index(r["role"]), r["parameters"], r["tokens"], r["teacher"] or 0, r["seed"] or 0)
+    )
+
+
+def _facts(item: Input) -> dict[str, Any]:
+    assert isinstance(item, Reference)
+    held = item.summary
+    (lost,) = [r for r in tables.read(item.table("held_out")) if r["part"] == PART and r["source"] is None]
+    return {
+        "parameters": held["non_embedding"], "tokens": held["tokens"], "unique_tokens": held["unique_tokens"],
+        "epochs": held["epochs"], "tokens_per_parameter": held["tokens_per_parameter"], "nats": lost["nats"],
+        "stderr": lost["stderr"], "bits_per_byte": lost["bits_per_byte"], "identity": item.identity,
+        "data_limited": data_limited(held["tokens_per_parameter"], held["epochs"]),
+    }  # fmt: skip
+
+
+def _optimum(one: Optimum) -> dict[str, Any]:
+    held = one.interval()
+    bounded = one.found == "bracketed"
+    return _null(
+        {
+            "student": one.student, "tokens": one.tokens, "found": one.found, "teacher": one.teacher,
+            "low": held.low if bounded else None, "high": held.high if bounded else None, "loss": one.loss,
+        }
+    )  # fmt: skip
+
+
+def _power(power: Power | NotEstimable) -> dict[str, Any]:
+    if isinstance(power, NotEstimable):
+        return {"power": power.why}
+    return {"power": "estimable", "exponent": _of(power.exponent()), "ratio": _of(power.constant_ratio())}
+
+
+def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
+    if isinstance(apple, NotEstimable):
+        return {"apple": apple.why}
+    named = [
+        {"student": student, "tokens": tokens, "teacher": _of(apple.teacher(student, tokens))}
+        for student, tokens, _ in cells.curves()
+    ]
+    return {"apple": "estimable", "apple_error": apple.error, "apple_teachers": named}
+
+
+def _of(interval: Interval) -> list[float]:
+    return [interval.value, interval.low, interval.high]
+
+
+def _null(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with null for what is no number."""
+    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}

@@ -1,0 +1,185 @@
+"""The grid of a law as a chain of stages: every model once, what is new alone, and what the losses allow to be said."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from texts import text_recipe, write_text
+
+from capgap_core import law, report_law, tables
+from capgap_core.build import build
+from capgap_core.ladder import Ladder
+from capgap_core.laws import simulate
+from capgap_core.lm_losses import LmObjective
+from capgap_core.progress import Silent
+from capgap_core.recipes import Execution
+from capgap_core.records import Reference
+from capgap_core.stages import law as law_stage
+
+LADDER = Ladder(teachers=(1.3e4, 2.5e4), students=(3e3, 7e3), teacher_tokens=0.5, budgets=(0.5, 1.0), seeds=(1,))
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> law.Grid:
+    root = tmp_path_factory.mktemp("grid")
+    return law.Grid(
+        text=text_recipe(root, write_text(root, documents=300)), ladder=LADDER,
+        training=law.LmTraining(length=32, batch_size=32), objective=LmObjective(),
+        execution=Execution(root=str(root), threads=1),
+    )  # fmt: skip
+
+
+class Calls:
+    """Makes stages, and remembers what was made anew."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, str, Reference]] = []
+
+    def __call__(self, stage: str, recipe: Any, inputs: Any, *, role: str, execution: Execution) -> Reference:
+        made = build(stage, recipe, inputs, execution=execution, progress=Silent())
+        self.made.append((stage, role, made))
+        return made
+
+    @property
+    def new(self) -> list[str]:
+        return [role or stage for stage, role, made in self.made if not made.reused]
+
+
+@pytest.fixture(scope="module")
+def first(grid: law.Grid) -> tuple[Reference, Calls]:
+    calls = Calls()
+    return law.follow(grid, calls), calls
+
+
+def test_every_model_is_trained_once_and_has_its_row(first: tuple[Reference, Calls]) -> None:
+    made, calls = first
+    assert len(calls.new) == len(calls.made) == 1 + 2 + 2 * 2 * 3 + 1
+    rows = tables.read(made.table("cells"))
+    assert [row["role"] for row in rows].count("teacher") == 2
+    students = [row for row in rows if row["role"] == "student"]
+    assert len(students) == 12
+    assert len({row["identity"] for row in rows}) == len(rows)
+    assert {row["teacher"] for row in students} == {None, *(row["parameters"] for row in rows[:2])}
+    held = {row["parameters"]: row["nats"] for row in rows[:2]}
+    for row in students:
+        assert row["teacher_nats"] == held.get(row["teacher"])
+        assert row["tokens"] in {round(budget * row["parameters"]) for budget in LADDER.budgets}
+
+
+def test_a_size_more_trains_only_its_own_cells(grid: law.Grid, first: tuple[Reference, Calls]) -> None:
+    again, more = Calls(), Calls()
+    assert law.follow(grid, again) == first[0].model_copy(update={"reused": True, "why": "finished before"})
+    assert again.new == []
+    wider = LADDER.model_copy(update={"students": (*LADDER.students, 3e4)})
+    law.follow(law.Grid(**{**vars(grid), "ladder": wider}), more)
+    new = [role for role in more.new if role != "law"]
+    assert len(new) == 2 * 3
+    assert all(role.startswith("27.8k") for role in new)
+
+
+def test_teachers_that_are_limited_by_data_are_in_no_fit(first: tuple[Reference, Calls]) -> None:
+    made, _ = first
+    assert all(row["data_limited"] for row in tables.read(made.table("cells")) if row["role"] == "teacher")
+    assert tables.read(made.table("optima")) == []
+    report = (made.folder / "report.md").read_text(encoding="utf8")
+    assert "Limited by data, and in no fit" in report
+    assert "No law of the best teacher can be estimated" in report
+
+
+def rows_of(cells: Any, alone: Any) -> list[dict[str, Any]]:
+    """Rows of the table ``cells`` for a simulated grid."""
+    facts = {"stderr": 0.001, "bits_per_byte": None, "unique_tokens": 1, "epochs": 1.0, "data_limited": False}
+    rows = [
+        {
+            **facts,
+            "role": "student",
+            "parameters": int(s),
+            "tokens": int(d),
+            "teacher": int(t),
+            "seed": int(r),
+            "nats": float(x),
+            "teacher_nats": float(y),
+            "tokens_per_parameter": d / s,
+            "identity": f"{i}",
+        }
+        for i, (s, d, t, r, x, y) in enumerate(
+            zip(cells.student, cells.tokens, cells.teacher, cells.seed, cells.loss, cells.teacher_loss, strict=True)
+        )
+    ]
+    rows += [
+        {
+            **facts,
+            "role": "teacher" if n in set(cells.teacher) else "student",
+            "parameters": int(n),
+            "tokens": int(d),
+            "teacher": None,
+            "seed": None,
+            "nats": float(x),
+            "teacher_nats": None,
+            "tokens_per_parameter": d / n,
+            "identity": f"alone {i}",
+        }
+        for i, (n, d, x) in enumerate(zip(alone.parameters, alone.tokens, alone.loss, strict=True))
+    ]
+    return rows
+
+
+def test_rows_give_the_grid_back() -> None:
+    cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(0))
+    rows = rows_of(cells, alone)
+    again, free = law_stage.grid_of(rows)
+    assert len(again) == len(cells)
+    assert again.loss == pytest.approx(cells.loss)
+    assert len(free) == len(alone)
+    limited = [{**row, "data_limited": row["teacher"] == int(cells.teacher[0])} for row in rows]
+    assert len(law_stage.grid_of(limited)[0]) == len(cells) * 5 // 6
+    assert law_stage.monotone(rows)
+    worse = [{**row, "nats": 9.0} if row["role"] == "teacher" and row["parameters"] > 5e9 else row for row in rows]
+    assert not law_stage.monotone(worse)
+
+
+def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
+    summary = {
+        "monotone": False,
+        "power": "estimable",
+        "exponent": [1.02, 0.9, 1.1],
+        "ratio": [2.4, 2.0, 2.9],
+        "bracketed": 6,
+        "apple": "1 of 2 token budgets",
+    }
+    optimum = {
+        "student": 1e5,
+        "tokens": 1e7,
+        "found": "bracketed",
+        "teacher": 2.4e5,
+        "low": 2e5,
+        "high": 3e5,
+        "loss": 1.5,
+    }
+    row = {
+        "role": "student",
+        "parameters": 100000,
+        "tokens": 10000000,
+        "teacher": None,
+        "seed": 1,
+        "nats": 1.6,
+        "stderr": 0.01,
+        "teacher_nats": None,
+        "data_limited": False,
+        "epochs": 1.0,
+        "tokens_per_parameter": 100.0,
+    }
+    judged = {"law": "power", "why_not": None, "regret": 0.01, "regret_error": 0.002, "loss_error": 0.03}
+    facts = report_law.Facts(
+        rows=[row, {**row, "teacher": 240000, "nats": 1.5}],
+        optima=[optimum],
+        rivals=[judged, {**judged, "law": "apple", "why_not": "too few"}],
+        summary=summary,
+    )
+    text = report_law.compose(facts)
+    assert "Larger teachers do not always lose less" in text
+    assert "power 1.02 (0.90 to 1.10)" in text
+    assert "T* = 2.40 (2.00 to 2.90) S" in text
+    assert "| 100k | 10M | 1.6000 | 1.5000 | 240k (200k to 300k) |" in text
+    assert "| power | 1 of 1 | 0.0100 ± 0.0020 | 0.0300 |" in text
+    assert "not estimable: too few" in text
