@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,17 +27,20 @@ FEWEST_TOKENS, MOST_EPOCHS = 10.0, 4.0
 """A teacher with fewer tokens for each parameter, or that has seen its text more often, is limited by its data."""
 
 
+Above = Annotated[float, Field(gt=0)]
+
+
 class Ladder(BaseModel):
     """Sizes, tokens and seeds of a grid."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    teachers: tuple[float, ...] = Field(min_length=1)
+    teachers: tuple[Above, ...] = Field(min_length=1)
     """Parameters outside the embeddings."""
-    students: tuple[float, ...] = Field(min_length=1)
+    students: tuple[Above, ...] = Field(min_length=1)
     teacher_tokens: float = Field(default=20.0, gt=0)
     """For each parameter of a teacher."""
-    budgets: tuple[float, ...] = Field(default=(100.0,), min_length=1)
+    budgets: tuple[Above, ...] = Field(default=(100.0,), min_length=1)
     """Tokens for each parameter of a student."""
     seeds: tuple[int, ...] = Field(default=(1, 2), min_length=1)
 

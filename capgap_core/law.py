@@ -58,7 +58,10 @@ def follow(grid: Grid, call: Caller) -> Reference:
     cells = ladders.cells(grid.ladder)
     made = [_made(grid, text, call, cell, cell.role, cell.teacher and teachers[cell.teacher]) for cell in cells]
     recipe = law_stage.Recipe(
-        teachers=tuple(law_stage.Teacher(parameters=shape.parameters()) for shape in teachers),
+        teachers=tuple(
+            law_stage.Teacher(parameters=shape.parameters(), tokens=tokens)
+            for shape, tokens in ladders.teachers(grid.ladder)
+        ),
         cells=tuple(
             law_stage.Cell(
                 student=cell.student.parameters(), tokens=cell.tokens, seed=cell.seed,

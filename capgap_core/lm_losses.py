@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,7 +16,7 @@ from capgap_core.lm_model import said
 from capgap_core.machine import Precision
 from capgap_core.training import LossOf, Term
 from capgap_core.vocabulary_losses import linear_cross_entropy, linear_divergence, linear_reverse_divergence
-from capgap_core.vocabulary_sums import Head
+from capgap_core.vocabulary_sums import LOGITS, Head
 from capgap_core.vocabulary_targets import Known
 
 BATCH = 16
@@ -33,13 +33,19 @@ class LmObjective(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    labels: float = 0.0
+    labels: float = Field(default=0.0, ge=0)
     """Of the cross-entropy with the text."""
-    prediction: float = 1.0
+    prediction: float = Field(default=1.0, ge=0)
     """Of the divergence from the teacher's predictions."""
     divergence: Literal["forward", "reverse"] = "forward"
     """forward: KL(teacher || student); reverse: KL(student || teacher) (MiniLLM, arXiv 2306.08543)."""
-    temperature: float = 1.0
+    temperature: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _something(self) -> "LmObjective":
+        if not self.labels and not self.prediction:
+            raise ValueError("labels and prediction weigh nothing: nothing would be learned")
+        return self
 
 
 ALONE = LmObjective(labels=1.0, prediction=0.0)
@@ -139,7 +145,7 @@ def _of(table: np.ndarray, bytes_known: bool) -> HeldOut:
 def _losses(head: Head, batch: LmBatch) -> Tensor:
     """Return the cross-entropy at each place, ``(n * t,)``, 0 where no target counts."""
     found = torch.zeros(len(batch.targets), device=batch.targets.device)
-    for places in batch.keep.nonzero()[:, 0].split(2048):
+    for places in batch.keep.nonzero()[:, 0].split(max(1, LOGITS // len(head.weight))):
         logits = head.hidden[places].float() @ head.weight.float().T
         logits = logits if head.bias is None else logits + head.bias
         found[places] = torch.nn.functional.cross_entropy(logits, batch.targets[places], reduction="none")

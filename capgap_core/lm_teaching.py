@@ -2,8 +2,8 @@
 
 What is kept is its last hidden state at each place, from which its output matrix makes all it says. The rows that are
 kept are the first of the training part, as many as the student with most of them needs, so that all students of a
-teacher read one file. They are asked for in batches that begin where pieces of the file do, so that what is kept of a
-row depends on no other student.
+teacher read one file. They are asked for in blocks of ``BATCH``, whole at the end too, so that what is kept of a row
+depends on no other student.
 """
 
 from dataclasses import dataclass
@@ -91,11 +91,14 @@ def _outputs(
 def _fill(outputs: KeptOutputs, piece: np.ndarray, rows: LmRows, live: AskLm, where: Keeping) -> None:
     """Ask for one piece, and keep it."""
     found = torch.empty(len(piece) * rows.length, *outputs.shape, dtype=outputs.dtype)
-    for start in range(0, len(piece), BATCH):
-        batch = rows.batch(piece[start : start + BATCH]).to(where.device)
-        said = live(batch)
+    first, last = int(piece[0]), int(piece[-1])
+    for start in range(first // BATCH * BATCH, last + 1, BATCH):
+        block = np.arange(start, min(start + BATCH, len(rows)))
+        said = live(rows.batch(block).to(where.device))
         assert isinstance(said, Head)
-        held = said.hidden.to("cpu", outputs.dtype)
-        found[start * rows.length : start * rows.length + len(held), 0] = held
+        inside = (block >= first) & (block <= last)
+        held = said.hidden.to("cpu", outputs.dtype).view(len(block), rows.length, -1)[torch.from_numpy(inside)]
+        place = (max(start, first) - first) * rows.length
+        found[place : place + held.shape[0] * rows.length, 0] = held.flatten(0, 1)
     outputs.write(piece, found, torch.empty(len(piece), 0))
     where.progress.update(int(piece[-1]) + 1, len(rows), "the teacher's outputs")

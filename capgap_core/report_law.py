@@ -45,18 +45,25 @@ def _verdicts(facts: Facts) -> list[str]:
         names = ", ".join(short(size) for size in sorted(limited))
         why = "under 10 tokens for each parameter, or over 4 epochs"
         said.append(f"Limited by data, and in no fit: teachers of {names} ({why}).")
-    if summary["power"] == "estimable":
-        value, low, high = summary["exponent"]
-        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*summary["ratio"])
-        said.append(
-            f"**T* grows as S to the power {value:.2f} ({low:.2f} to {high:.2f}); taken as a constant ratio, "
-            f"T* = {ratio} S.** 90% intervals, {summary['bracketed']} best teachers."
-        )
-    else:
-        said.append(f"**No law of the best teacher can be estimated: {summary['power']}.**")
+    said += [_power(power) for power in summary["powers"]]
+    if not summary["powers"]:
+        said.append("**No law of the best teacher can be estimated: no cell is in a fit.**")
     if summary["apple"] != "estimable":
         said.append(f"Apple's law: not estimable: {summary['apple']}.")
     return said
+
+
+def _power(power: Row) -> str:
+    """Return what students with one number of tokens for each parameter say."""
+    on = f"Students on {power['budget']:g} tokens a parameter: "
+    if power["power"] != "estimable":
+        return f"{on}**no law of the best teacher can be estimated: {power['power']}.**"
+    value, low, high = power["exponent"]
+    ratio = "{:.2f} ({:.2f} to {:.2f})".format(*power["ratio"])
+    return (
+        f"{on}**T* grows as S to the power {value:.2f} ({low:.2f} to {high:.2f}); taken as a constant ratio, "
+        f"T* = {ratio} S.** 90% intervals, {power['students']} best teachers."
+    )
 
 
 def _teachers(rows: Sequence[Row]) -> str:
@@ -106,9 +113,10 @@ def _rivals(rivals: Sequence[Row]) -> str:
             lines.append([law, f"not estimable: {own[0]['why_not']}", "–", "–"])
             continue
         regret = sum(row["regret"] for row in known) / len(known)
-        error = sum(row["regret_error"] ** 2 for row in known) ** 0.5 / len(known)
+        errors = [row["regret_error"] for row in known]
+        error = "unknown" if None in errors else f"{sum(e**2 for e in errors) ** 0.5 / len(known):.4f}"
         lines.append(
-            [law, f"{len(known)} of {len(own)}", f"{regret:.4f} ± {error:.4f}",
+            [law, f"{len(known)} of {len(own)}", f"{regret:.4f} ± {error}",
              f"{sum(row['loss_error'] for row in known) / len(known):.4f}"]
         )  # fmt: skip
     return table(["law", "students", "mean regret, nats ± s.e.", "error of predicted losses, nats"], lines)

@@ -30,22 +30,29 @@ def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m flows.law_simulation", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="simulate grids, fit them, and publish every interval")
-    run.add_argument("--grids", type=int, default=400, help="grids of each source (%(default)s)")
+    run.add_argument("--grids", type=_count, default=400, help="grids of each source (%(default)s)")
     run.add_argument("--sources", nargs="+", choices=simulate.SOURCES, default=list(simulate.SOURCES), metavar="SOURCE")
     table = commands.add_parser("table", help="write what is published into the README")
     table.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README differs")
     return top
 
 
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return int(text)
+
+
 def make_all(given: argparse.Namespace) -> None:
-    """Simulate the grids of each source, and publish them when all are there."""
+    """Simulate the grids of each source, and publish those of a source when all are there."""
     for source in given.sources:
         rows = []
         for grid in range(given.grids):
             rows += [asdict(held) for held in simulate.SOURCES[source](grid)]
             if (grid + 1) % 20 == 0:
                 print(f"{source}: {grid + 1} of {given.grids} grids", file=sys.stderr, flush=True)
-        publish(pd.DataFrame(rows))
+        if rows:
+            publish(pd.DataFrame(rows))
 
 
 def publish(frame: pd.DataFrame) -> None:

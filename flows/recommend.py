@@ -71,7 +71,7 @@ def _shown(answers: Sequence[Answer], throughput: float | None) -> str:
         cost = present.number(answer.flops, ".3g")
         if answer.flops is not None and throughput is not None:
             cost += f" ({answer.flops / throughput / SECONDS:,.1f} h)"
-        helps = None if answer.loss is None else "all" if answer.break_even is None else short(answer.break_even)
+        helps = None if answer.loss is None else _helps(answer.break_even)
         rows.append(
             [
                 answer.law, "-" if answer.teacher is None else short(answer.teacher),
@@ -85,3 +85,10 @@ def _shown(answers: Sequence[Answer], throughput: float | None) -> str:
     if len(known) > 1:
         notes.append(f"They disagree by a factor of {max(known) / min(known):.1f}. " + DISAGREE)
     return "\n".join([present.grid(header, rows), *notes])
+
+
+def _helps(break_even: float | None) -> str:
+    """Return up to how many tokens a teacher helps."""
+    if break_even is None:
+        return "all near"
+    return short(break_even) if break_even else "none"

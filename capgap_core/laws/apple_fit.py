@@ -2,10 +2,10 @@
 
 The recipe (arXiv 2502.08606, appendix F): residuals of log losses under the Huber loss, minimised by L-BFGS-B from a
 grid of starts, and a bootstrap whose fits begin at the optimum. Theirs has δ = 1e-4, which is next to the sum of
-absolute errors; losses of small models scatter more, and with δ = 0.01 intervals are narrower and hold more often, as
-the published simulation shows. The objective is divided by δ, which moves no optimum, because the stopping rules are
-absolute. Which starts were used could not be verified; these are our own, and bounds keep coefficients that a small
-grid does not tell apart from running away.
+absolute errors; losses of small models scatter more, and with δ = 0.01 intervals of T* are narrower and hold more
+often, as the published simulation shows. The objective is divided by δ, which moves no optimum, because the stopping
+rules are absolute. Which starts were used could not be verified; these are our own, and bounds keep coefficients that a
+small grid does not tell apart from running away.
 
 A bootstrap draws normal errors of the size of the residuals, √(n / (n - p)) larger for what p coefficients took of
 them, and not the cells themselves: a small grid without one of its cells may not hold a coefficient at all.
@@ -79,9 +79,21 @@ class AppleFit:
         return around(best, drawn, level)
 
     def teacher(self, student: float, tokens: float, level: float = 0.90) -> Interval:
-        """Return the size of the best teacher, looked for up to ``REACH`` times beyond the measured ones."""
+        """Return the size of the best teacher, looked for up to ``REACH`` times beyond the measured ones.
+
+        Where it lies at an end of that, it has no value; where too many bootstraps do, the interval has no such end.
+        """
         best, *drawn = (self._best(s, d, student, tokens) for s, d in [(self.supervised, self.distilled), *self.drawn])
-        return around(best, drawn, level)
+        low, high = self.teachers[0] / REACH, self.teachers[1] * REACH
+        under, over = ((np.isclose(drawn, end)).mean() > 0.5 - level / 2 for end in (low, high))
+        inside = not np.isclose(best, [low, high]).any()
+        if inside and not under and not over:
+            return around(best, drawn, level)
+        ends = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+        return Interval(
+            value=best if inside else np.nan, low=0.0 if under else float(ends[0]),
+            high=np.inf if over else float(ends[1]),
+        )  # fmt: skip
 
     def curve(self, teachers: Floats, student: float, tokens: float) -> Floats:
         """Return the loss of a student over sizes of its teacher ``(k,)``."""

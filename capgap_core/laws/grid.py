@@ -45,11 +45,13 @@ class Cells(_Columns):
 
 @dataclass(frozen=True, kw_only=True)
 class Alone(_Columns):
-    """Models that learned from text alone, teachers among them; columns as those of ``Cells``."""
+    """Models that learned from text alone; columns as those of ``Cells``."""
 
     parameters: Floats
     tokens: Floats
     loss: Floats
+    teaches: Mask
+    """Whether it is a teacher of the grid, and not a student for comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)

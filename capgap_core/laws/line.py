@@ -3,7 +3,8 @@
 Every optimum comes with an error of its own, and students differ from any line by more than that. Both are in the fit:
 random-effects regression with the restricted maximum likelihood estimate of the variance between students, and t
 intervals by the residuals around the line (Knapp and Hartung 2003, doi 10.1002/sim.1482). R² is not given: the ratio of
-T* to S may be drawn at random from 1.5 to 4, and a straight line through five students still has a median R² of 0.98.
+T* to S may be drawn at random from 1.5 to 4, and a straight line through five students, each twice the one before,
+still has a median R² of 0.98.
 """
 
 from collections.abc import Sequence
@@ -89,17 +90,31 @@ def fit_power(optima: Sequence[Optimum]) -> Power | NotEstimable:
     Parameters
     ----------
     optima
-        Of students at one token budget, or at one number of tokens for each parameter.
+        Of students at one number of tokens for each parameter, one of each student: the best teacher grows with the
+        tokens, and two optima of one student are not independent.
     """
     held = [optimum for optimum in optima if optimum.found == "bracketed"]
     if len(held) < FEWEST:
         return NotEstimable(why=f"{len(held)} of {len(optima)} best teachers are bracketed, and a law takes {FEWEST}")
-    if len({optimum.student for optimum in held}) < 3:
-        return NotEstimable(why="the bracketed best teachers are of fewer than 3 sizes of student")
+    if len({optimum.student for optimum in held}) < len(held):
+        return NotEstimable(why="students with several token budgets are no points of one law")
     x, y = (np.log([getattr(optimum, name) for optimum in held]) for name in ("student", "teacher"))
     variances = np.array([optimum.error**2 for optimum in held])
     both = np.stack([np.ones_like(x), x], axis=1)
     return Power(line=fit(both, y, variances), ratio=fit(both[:, :1], y - x, variances), optima=len(held))
+
+
+def by_budget(optima: Sequence[Optimum]) -> dict[float, list[Optimum]]:
+    """Return tokens for each parameter of a student, to two digits → the optima of students on so many."""
+    found: dict[float, list[Optimum]] = {}
+    for optimum in optima:
+        found.setdefault(budget_of(optimum.student, optimum.tokens), []).append(optimum)
+    return dict(sorted(found.items()))
+
+
+def budget_of(student: float, tokens: float) -> float:
+    """Return the tokens for each parameter of a student, to two digits."""
+    return float(f"{tokens / student:.1e}")
 
 
 def straight(students: Floats, teachers: Floats) -> Line:

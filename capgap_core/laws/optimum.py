@@ -11,7 +11,7 @@ from capgap_core.laws.grid import Cells, Floats, Interval
 
 Found = Literal[
     "bracketed", "the smallest teacher is best", "the largest teacher is best", "too close to call", "too few teachers",
-    "one seed",
+    "one seed", "no seed of all teachers",
 ]  # fmt: skip
 """``bracketed``: both neighbours of the best teacher are worse by more than two standard errors."""
 
@@ -58,12 +58,12 @@ def noise_of(cells: Cells) -> Noise:
     """Return the pooled variance of a loss, after the means of each teacher and of each seed within a curve.
 
     A seed draws a student's first weights and the order of its texts: what that does is the same for all teachers, and
-    moves no optimum. Curves without some (teacher, seed) are left out, since their means are not those of a table.
+    moves no optimum.
     """
     total, freedom = 0.0, 0
     for _, _, curve in cells.curves():
         teachers, seeds, table = _table(curve)
-        if np.isnan(table).any() or len(seeds) < 2 or len(teachers) < 2:
+        if len(seeds) < 2 or len(teachers) < 2:
             continue
         residual = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
         total += float((residual**2).sum())
@@ -79,7 +79,9 @@ def optima(cells: Cells, noise: Noise | None = None) -> list[Optimum]:
 
 def _optimum(student: float, tokens: float, curve: Cells, noise: Noise) -> Optimum:
     teachers, _, table = _table(curve)
-    means, variances = np.nanmean(table, axis=1), noise.variance / (~np.isnan(table)).sum(axis=1)
+    if not table.shape[1]:
+        return Optimum(student=student, tokens=tokens, found="no seed of all teachers")
+    means, variances = table.mean(axis=1), np.full(len(teachers), noise.variance / table.shape[1])
     found = _verdict(means, variances, noise)
     if found != "bracketed":
         return Optimum(student=student, tokens=tokens, found=found)
@@ -139,9 +141,13 @@ def _vertex(x: Floats, y: Floats, variances: Floats, freedom: int) -> tuple[floa
 
 
 def _table(curve: Cells) -> tuple[Floats, Sequence[int], Floats]:
-    """Return teachers (t,) from small to large, seeds (r,), and the losses (t, r), NaN where none was measured."""
+    """Return teachers (t,) from small to large, seeds (r,), and the losses (t, r), of seeds that all teachers have.
+
+    A seed that some teacher lacks would move the means of the others alone.
+    """
     teachers, i = np.unique(curve.teacher, return_inverse=True)
     seeds, j = np.unique(curve.seed, return_inverse=True)
     table = np.full((len(teachers), len(seeds)), np.nan)
     table[i, j] = curve.loss
-    return teachers, seeds.tolist(), table
+    whole = ~np.isnan(table).any(axis=0)
+    return teachers, seeds[whole].tolist(), table[:, whole]

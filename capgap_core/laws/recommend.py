@@ -17,8 +17,6 @@ REACH = 3.0
 """How many times beyond what was measured a law is still asked."""
 TEACHER_TOKENS = 20.0
 """Tokens for each parameter of a teacher, where none are given."""
-MOST_TOKENS = 1e16
-"""Up to where the tokens are looked for at which a teacher no longer helps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ class Answer:
     alone: float | None = None
     """Of the student without a teacher, on as many tokens."""
     break_even: float | None = None
-    """Tokens from which on that teacher no longer helps; null where it helps at all that were looked at."""
+    """Tokens from which on that teacher no longer helps; null where it helps at all that are near the measured ones."""
     flops: float | None = None
     """Of the student's training with that teacher's answers, the teacher being there."""
     teacher_flops: float | None = None
@@ -81,13 +79,17 @@ def training_flops(student: float, tokens: float, teacher: float) -> float:
 
 
 def break_even(student: float, teacher_loss: float) -> float | None:
-    """Return the tokens from which on a student does as well without a teacher of this loss, by Apple's law."""
-    tokens = np.geomspace(student, MOST_TOKENS, 2000)
+    """Return the tokens from which on a student does as well without a teacher of this loss, by Apple's law.
+
+    Looked for up to ``REACH`` times beyond the measured tokens on both sides: null where the teacher helps at the most
+    of them, 0 where it helps at none.
+    """
+    tokens = np.geomspace(APPLE_TOKENS.low / REACH, APPLE_TOKENS.high * REACH, 2000)
     alone = PUBLISHED_SUPERVISED.loss(student, tokens)
     helped = PUBLISHED_DISTILLED.loss(student, tokens, teacher_loss, PUBLISHED_SUPERVISED)
     still = np.flatnonzero(helped < alone)
     if not len(still):
-        return float(tokens[0])
+        return 0.0
     return None if still[-1] == len(tokens) - 1 else float(tokens[still[-1] + 1])
 
 
@@ -108,12 +110,15 @@ def _by_apple(student: float, tokens: float, teacher_tokens: float) -> Answer:
     if APPLE_PARAMETERS.beyond(student) or APPLE_TOKENS.beyond(tokens):
         return said(teacher=None, says="beyond 3 times what was measured: no point")
     sizes = np.geomspace(APPLE_PARAMETERS.low, APPLE_PARAMETERS.high, 2000)
+    sizes = np.array([size for size in sizes if not APPLE_TOKENS.beyond(teacher_tokens * size)])
+    if not len(sizes):
+        return said(teacher=None, says="teachers on so few or so many tokens are beyond what was measured: no point")
     theirs = PUBLISHED_SUPERVISED.loss(sizes, teacher_tokens * sizes)
     losses = PUBLISHED_DISTILLED.loss(student, tokens, theirs, PUBLISHED_SUPERVISED)
     best = int(losses.argmin())
     if best in (0, len(sizes) - 1):
         end = "smallest" if best == 0 else "largest"
-        says = f"the {end} teacher that was measured: the best one may lie beyond it"
+        says = f"the {end} teacher near what was measured: the best one may lie beyond it"
     else:
         says = f"of teachers with {teacher_tokens:g} tokens a parameter; coefficients as published, without intervals"
     teacher = float(sizes[best])

@@ -5,7 +5,8 @@ is named is the measured one nearest in the logarithm of size. The regret is wha
 beyond that of the best measured teacher, in nats; two teachers that noise cannot tell apart have a regret that it
 explains, which is why its standard error stands beside it.
 
-Laws that only name a teacher say losses by a common shape, log L = c0 + c1 log S + c2 log D + c3 f, where f is
+The power and the ratio are fitted to students with as many tokens for each parameter as the one that is left out. Laws
+that only name a teacher say losses by a common shape, log L = c0 + c1 log S + c2 log D + c3 f, where f is
 (log T - log T*)², or log T where the largest teacher is taken to be best, with coefficients by least squares.
 """
 
@@ -17,8 +18,8 @@ import numpy as np
 
 from capgap_core.laws.apple_fit import AppleFit, fit_apple
 from capgap_core.laws.grid import Alone, Cells, Floats, NotEstimable
-from capgap_core.laws.line import PUBLISHED_RATIO, fit_power
-from capgap_core.laws.optimum import noise_of, optima
+from capgap_core.laws.line import PUBLISHED_RATIO, budget_of, by_budget, fit_power
+from capgap_core.laws.optimum import Noise, noise_of, optima
 
 Name = Literal["published ratio", "constant ratio", "power", "largest teacher", "apple"]
 NAMES: tuple[Name, ...] = ("published ratio", "constant ratio", "power", "largest teacher", "apple")
@@ -63,7 +64,7 @@ def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Iterator[J
         Tokens for each parameter of a teacher.
     """
     for size in np.unique(cells.student):
-        its_own = (alone.parameters == size) & ~np.isin(alone.parameters, cells.teacher)
+        its_own = (alone.parameters == size) & ~alone.teaches
         seen = cells.where(cells.student != size)
         yield from judged(
             seen, alone.where(~its_own), cells.where(cells.student == size), teacher_tokens=teacher_tokens
@@ -72,31 +73,45 @@ def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Iterator[J
 
 def judged(seen: Cells, alone: Alone, unseen: Cells, *, teacher_tokens: float) -> Iterator[Judged]:
     """Yield what each law, fitted to cells it has seen, says of students it has not."""
+    noise = noise_of(unseen if not len(seen) else seen)
+    held: dict[tuple[Name, float | None], _Fitted | NotEstimable] = {}
     for name in NAMES:
-        fitted = _fitted(name, seen, alone, teacher_tokens)
         for student, tokens, curve in unseen.curves():
+            budget = budget_of(student, tokens)
+            key = (name, budget if name in ("power", "constant ratio") else None)
+            if key not in held:
+                held[key] = _fitted(name, seen, alone, teacher_tokens, budget)
+            fitted = held[key]
             if isinstance(fitted, NotEstimable):
                 yield Judged(law=name, student=student, tokens=tokens, why_not=fitted.why)
             else:
-                yield _judged(name, fitted, student, tokens, curve)
+                yield _judged(name, fitted, student, tokens, curve, noise)
 
 
-def _judged(name: Name, law: _Fitted, student: float, tokens: float, curve: Cells) -> Judged:
+def _judged(name: Name, law: _Fitted, student: float, tokens: float, curve: Cells, noise: Noise) -> Judged:
     sizes, which = np.unique(curve.teacher, return_inverse=True)
     count = np.bincount(which)
     means = np.bincount(which, curve.loss) / count
     named = law.teacher(student, tokens)
     taken, best = int(np.abs(np.log(sizes / named)).argmin()), int(means.argmin())
-    variance = noise_of(curve).variance
     return Judged(
         law=name, student=student, tokens=tokens, why_not=None, named=named, taken=float(sizes[taken]),
         regret=float(means[taken] - means[best]),
-        regret_error=float(np.sqrt(variance * (1 / count[taken] + 1 / count[best]))) if taken != best else 0.0,
+        regret_error=_regret_error(noise, int(count[taken]), int(count[best]), same=taken == best),
         loss_error=float(np.sqrt(np.mean((law.losses(curve) - curve.loss) ** 2))),
     )  # fmt: skip
 
 
-def _fitted(name: Name, seen: Cells, alone: Alone, teacher_tokens: float) -> _Fitted | NotEstimable:
+def _regret_error(noise: Noise, taken: int, best: int, *, same: bool) -> float:
+    """Return the standard error of a regret, NaN where one seed says nothing of it."""
+    if not noise.freedom:
+        return np.nan
+    return 0.0 if same else float(np.sqrt(noise.variance * (1 / taken + 1 / best)))
+
+
+def _fitted(name: Name, seen: Cells, alone: Alone, teacher_tokens: float, budget: float) -> _Fitted | NotEstimable:
+    if not len(seen):
+        return NotEstimable(why="there is no student of another size")
     if name == "apple":
         apple = fit_apple(seen, alone, teacher_tokens=teacher_tokens, bootstraps=1)
         return apple if isinstance(apple, NotEstimable) else _by_apple(apple)
@@ -105,7 +120,7 @@ def _fitted(name: Name, seen: Cells, alone: Alone, teacher_tokens: float) -> _Fi
         return _Fitted(teacher=lambda _s, _d: largest, losses=_shape(seen, lambda c: np.log(c.teacher)))
     if name == "published ratio":
         return _by_size(seen, lambda student: PUBLISHED_RATIO * student)
-    power = fit_power(optima(seen))
+    power = fit_power(by_budget(optima(seen)).get(budget, []))
     if isinstance(power, NotEstimable):
         return power
     return _by_size(seen, lambda s: (power.teacher(s) if name == "power" else power.teacher_by_ratio(s)).value)

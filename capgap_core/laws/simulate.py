@@ -77,7 +77,10 @@ def apple_grid(shape: Shape, draw: np.random.Generator) -> tuple[Cells, Alone]:
     size, given, _ = _crossed(students, budgets, np.arange(float(shape.seeds)))
     controls = _noisy(PUBLISHED_SUPERVISED.loss(size, given), shape, draw)
     alone = Alone(
-        parameters=np.append(size, teachers), tokens=np.append(given, M * teachers), loss=np.append(controls, theirs)
+        parameters=np.append(size, teachers),
+        tokens=np.append(given, M * teachers),
+        loss=np.append(controls, theirs),
+        teaches=np.arange(len(size) + len(teachers)) >= len(size),
     )
     return cells, alone
 
@@ -99,7 +102,7 @@ def power_grid(
     moved = 2 * shape.noise * draw.standard_normal((shape.students, shape.seeds))
     loss = 2.5 - 0.1 * i + 0.02 * (np.log(t) - best[place]) ** 2
     return Cells(
-        student=students[place], tokens=np.full(len(t), 100.0), teacher=t, teacher_loss=np.ones(len(t)),
+        student=students[place], tokens=100.0 * students[place], teacher=t, teacher_loss=np.ones(len(t)),
         loss=_noisy(loss * np.exp(moved[place, seed]), shape, draw), seed=seed,
     )  # fmt: skip
 

@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import report_law, tables
-from capgap_core.ladder import data_limited
+from capgap_core.ladder import MOST_EPOCHS, data_limited
 from capgap_core.laws.apple_fit import AppleFit, fit_apple
 from capgap_core.laws.grid import Alone, Cells, Interval, NotEstimable
-from capgap_core.laws.line import Power, fit_power
+from capgap_core.laws.line import Power, by_budget, fit_power
 from capgap_core.laws.optimum import Optimum, optima
 from capgap_core.laws.rivals import left_out
 from capgap_core.progress import Progress
@@ -29,6 +29,7 @@ class Teacher(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parameters: int
+    tokens: int
 
 
 class Cell(BaseModel):
@@ -61,16 +62,17 @@ def run(
     cells, alone = grid_of(rows)
     progress.message(f"{len(cells)} cells in the fits, {sum(row['data_limited'] for row in rows)} limited by data")
     found = optima(cells) if len(cells) else []
-    power = fit_power(found)
+    powers = {budget: fit_power(of) for budget, of in by_budget(found).items()}
     apple = (
         fit_apple(cells, alone, teacher_tokens=recipe.teacher_tokens) if len(cells) else NotEstimable(why="no cells")
     )
-    judged = [vars(one) for one in left_out(cells, alone, teacher_tokens=recipe.teacher_tokens)] if len(cells) else []
+    judged = [_null(vars(one)) for one in left_out(cells, alone, teacher_tokens=recipe.teacher_tokens)]
     tables.write(out_dir / "optima.parquet", "optima", [_optimum(one) for one in found])
-    tables.write(out_dir / "rivals.parquet", "rivals", [_null(one) for one in judged])
+    tables.write(out_dir / "rivals.parquet", "rivals", judged)
     summary = {
         "cells": len(rows), "bracketed": sum(one.found == "bracketed" for one in found),
-        "monotone": monotone(rows), **_power(power), **_apple(apple, cells),
+        "monotone": monotone(rows), "powers": [{"budget": b, **_power(power)} for b, power in powers.items()],
+        **_apple(apple, cells),
     }  # fmt: skip
     facts = report_law.Facts(rows=rows, optima=[_optimum(one) for one in found], rivals=judged, summary=summary)
     (out_dir / "report.md").write_text(report_law.compose(facts), encoding="utf8")
@@ -78,7 +80,7 @@ def run(
 
 
 def grid_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Cells, Alone]:
-    """Return the students of teachers that are not limited by their data, and every model without a teacher."""
+    """Return the students of teachers, and every model without a teacher, that are not limited by their data."""
     taught = [row for row in rows if row["role"] == "student" and row["teacher"] and not row["data_limited"]]
     free = [row for row in rows if not row["teacher"] and not row["data_limited"]]
 
@@ -90,7 +92,9 @@ def grid_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Cells, Alone]:
         teacher_loss=column("teacher_nats", taught), loss=column("nats", taught),
         seed=column("seed", taught).astype(np.int64),
     )  # fmt: skip
-    return cells, Alone(parameters=column("parameters", free), tokens=column("tokens", free), loss=column("nats", free))
+    teaches = np.array([row["role"] == "teacher" for row in free], dtype=bool)
+    alone = {"parameters": column("parameters", free), "tokens": column("tokens", free), "loss": column("nats", free)}
+    return cells, Alone(**alone, teaches=teaches)
 
 
 def monotone(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -101,14 +105,16 @@ def monotone(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _rows(recipe: Recipe, inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
     """Return a row for each teacher and each student."""
-    theirs = {t.parameters: _facts(inputs[f"teacher_{i}"]) for i, t in enumerate(recipe.teachers)}
+    theirs = {
+        t.parameters: {**_facts(inputs[f"teacher_{i}"]), "tokens": t.tokens} for i, t in enumerate(recipe.teachers)
+    }
     rows: list[dict[str, Any]] = [
         {"role": "teacher", "teacher": None, "teacher_nats": None, "seed": None, **facts} for facts in theirs.values()
     ]
     for i, cell in enumerate(recipe.cells):
         own = _facts(inputs[f"cell_{i}"])
         whose = theirs.get(cell.teacher or 0)
-        limited = False if whose is None else whose["data_limited"]
+        limited = own["epochs"] > MOST_EPOCHS or bool(whose and whose["data_limited"])
         rows.append(
             {
                 **own, "role": "student", "tokens": cell.tokens, "teacher": cell.teacher, "seed": cell.seed,
@@ -147,7 +153,10 @@ def _optimum(one: Optimum) -> dict[str, Any]:
 def _power(power: Power | NotEstimable) -> dict[str, Any]:
     if isinstance(power, NotEstimable):
         return {"power": power.why}
-    return {"power": "estimable", "exponent": _of(power.exponent()), "ratio": _of(power.constant_ratio())}
+    return {
+        "power": "estimable", "exponent": _of(power.exponent()), "ratio": _of(power.constant_ratio()),
+        "students": power.optima,
+    }  # fmt: skip
 
 
 def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
@@ -160,8 +169,9 @@ def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
     return {"apple": "estimable", "apple_error": apple.error, "apple_teachers": named}
 
 
-def _of(interval: Interval) -> list[float]:
-    return [interval.value, interval.low, interval.high]
+def _of(interval: Interval) -> list[float | None]:
+    """Return value, low and high, null where there is none."""
+    return [float(x) if np.isfinite(x) else None for x in (interval.value, interval.low, interval.high)]
 
 
 def _null(row: Mapping[str, Any]) -> dict[str, Any]:

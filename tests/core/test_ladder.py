@@ -56,7 +56,8 @@ def test_a_size_more_adds_only_its_own_cells() -> None:
     [
         ({"students": (3e4, 3e4)}, "may stand there once"), ({"students": (3e4, 3.01e4)}, "come to the same shape"),
         ({"teachers": ()}, "at least 1 item"), ({"students": (10.0,)}, "no shape has about 10"),
-        ({"budgets": (float("nan"),)}, "finite"), ({"seeds": (1, 1)}, "may stand there once"),
+        ({"budgets": (float("nan"),)}, "finite"), ({"budgets": (-5.0,)}, "greater than 0"),
+        ({"teachers": (0.0,)}, "greater than 0"), ({"seeds": (1, 1)}, "may stand there once"),
     ],
 )  # fmt: skip
 def test_a_ladder_that_is_none_is_refused(asked: dict[str, object], said: str) -> None:

@@ -84,6 +84,7 @@ def test_teachers_that_are_limited_by_data_are_in_no_fit(first: tuple[Reference,
     report = (made.folder / "report.md").read_text(encoding="utf8")
     assert "Limited by data, and in no fit" in report
     assert "No law of the best teacher can be estimated" in report
+    assert first[0].summary["powers"] == []
 
 
 def rows_of(cells: Any, alone: Any) -> list[dict[str, Any]]:
@@ -131,6 +132,7 @@ def test_rows_give_the_grid_back() -> None:
     assert len(again) == len(cells)
     assert again.loss == pytest.approx(cells.loss)
     assert len(free) == len(alone)
+    assert free.teaches.sum() == 6
     limited = [{**row, "data_limited": row["teacher"] == int(cells.teacher[0])} for row in rows]
     assert len(law_stage.grid_of(limited)[0]) == len(cells) * 5 // 6
     assert law_stage.monotone(rows)
@@ -139,14 +141,14 @@ def test_rows_give_the_grid_back() -> None:
 
 
 def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
-    summary = {
-        "monotone": False,
+    held = {
+        "budget": 100.0,
         "power": "estimable",
         "exponent": [1.02, 0.9, 1.1],
         "ratio": [2.4, 2.0, 2.9],
-        "bracketed": 6,
-        "apple": "1 of 2 token budgets",
+        "students": 6,
     }
+    summary = {"monotone": False, "bracketed": 6, "powers": [held], "apple": "1 of 2 token budgets"}
     optimum = {
         "student": 1e5,
         "tokens": 1e7,
@@ -178,8 +180,10 @@ def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
     )
     text = report_law.compose(facts)
     assert "Larger teachers do not always lose less" in text
-    assert "power 1.02 (0.90 to 1.10)" in text
+    assert "Students on 100 tokens a parameter: **T* grows as S to the power 1.02 (0.90 to 1.10)" in text
     assert "T* = 2.40 (2.00 to 2.90) S" in text
     assert "| 100k | 10M | 1.6000 | 1.5000 | 240k (200k to 300k) |" in text
     assert "| power | 1 of 1 | 0.0100 ± 0.0020 | 0.0300 |" in text
     assert "not estimable: too few" in text
+    unknown = {**facts, "rivals": [{**judged, "regret_error": None}]}
+    assert "| power | 1 of 1 | 0.0100 ± unknown |" in report_law.compose(unknown)

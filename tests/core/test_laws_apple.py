@@ -96,6 +96,18 @@ def test_the_best_teacher_of_a_simulated_grid_is_found() -> None:
     assert again.loss(4e8, 512e9, 2.2) == found.loss(4e8, 512e9, 2.2), "the bootstrap is seeded"
 
 
+def test_a_best_teacher_beyond_what_is_looked_at_has_no_value() -> None:
+    fit = apple_fit.AppleFit(
+        supervised=PUBLISHED_SUPERVISED, distilled=PUBLISHED_DISTILLED,
+        drawn=[(PUBLISHED_SUPERVISED, PUBLISHED_DISTILLED)] * 20, error=0.005, seed=0, teachers=(198e6, 1e9),
+        teacher_tokens=20.0,
+    )  # fmt: skip
+    found = fit.teacher(2e9, 512e9)
+    assert np.isnan(found.value)
+    assert (found.low, found.high) == (pytest.approx(3e9), np.inf)
+    assert fit.teacher(198e6, 512e9).value == pytest.approx(2.07e9, rel=0.02)
+
+
 def test_a_grid_that_holds_no_law_says_what_it_lacks() -> None:
     shape = simulate.Shape(teachers=2, students=1, budgets=1, seeds=1, noise=0.0)
     cells, alone = simulate.apple_grid(shape, np.random.default_rng(0))

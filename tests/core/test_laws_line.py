@@ -129,6 +129,32 @@ def test_four_optima_are_no_law() -> None:
     assert isinstance(line.fit_power(made(np.array([0.0, 0, 0, 1, 1]), x, 0.01)), NotEstimable)
 
 
+def test_token_budgets_have_laws_of_their_own() -> None:
+    x = np.log([1.0, 2.0, 4.0, 8.0, 16.0])
+    few, many = (
+        [replace(one, tokens=budget * one.student) for one in made(x, x + np.log(ratio), 0.01)]
+        for budget, ratio in ((20.0, 2.5), (100.0, 8.0))
+    )
+    assert isinstance(line.fit_power([*few, *many]), NotEstimable), "two optima of a student are no two points"
+    ratios = {}
+    for budget, optima in line.by_budget([*few, *many]).items():
+        power = line.fit_power(optima)
+        assert not isinstance(power, NotEstimable)
+        ratios[budget] = power.constant_ratio().value
+    assert ratios == pytest.approx({20.0: 2.5, 100.0: 8.0})
+
+
+def test_a_missing_cell_makes_no_optimum() -> None:
+    """The seed that a teacher lacks is worse for all: its other losses alone would look better."""
+    draw = np.random.default_rng(0)
+    whole = curve((3.0 + np.array([0.0, 0.05]) + 0.001 * draw.standard_normal((5, 2))).tolist())
+    for cells in (whole, whole.where(~((whole.teacher == 4.0) & (whole.seed == 1)))):
+        (found,) = optimum.optima(cells, Noise(variance=1e-6, freedom=20))
+        assert found.found != "bracketed"
+    none = whole.where((whole.teacher == 1.0) == (whole.seed == 0))
+    assert optimum.optima(none, Noise(variance=1e-6, freedom=20))[0].found == "no seed of all teachers"
+
+
 def test_the_published_line_is_found_in_its_own_points() -> None:
     sizes = np.geomspace(50e6, 1e9, 8)
     found = line.straight(sizes, line.PUBLISHED_SLOPE * sizes + line.PUBLISHED_INTERCEPT)
@@ -154,7 +180,7 @@ def test_intervals_hold_what_grids_were_made_from(source: simulate.Source) -> No
 
 def test_rivals_are_judged_on_students_they_have_not_seen() -> None:
     cells = simulate.power_grid(simulate.CURVES, np.random.default_rng(0), between=0.0)
-    alone = Alone(parameters=np.ones(1), tokens=np.ones(1), loss=np.ones(1))
+    alone = Alone(parameters=np.ones(1), tokens=np.ones(1), loss=np.ones(1), teaches=np.ones(1, dtype=bool))
     found = list(rivals.left_out(cells, alone, teacher_tokens=20.0))
     assert {one.student for one in found} == set(cells.student)
     by_law = {name: [one for one in found if one.law == name] for name in rivals.NAMES}
@@ -164,6 +190,17 @@ def test_rivals_are_judged_on_students_they_have_not_seen() -> None:
     largest = by_law["largest teacher"]
     assert all(one.regret > 5 * one.regret_error > 0 for one in largest)
     assert min(one.loss_error for one in largest) > max(one.loss_error for one in by_law["power"])
+
+
+def test_one_size_of_student_and_one_seed_are_told() -> None:
+    cells = simulate.power_grid(simulate.CURVES, np.random.default_rng(0))
+    alone = Alone(parameters=np.ones(1), tokens=np.ones(1), loss=np.ones(1), teaches=np.ones(1, dtype=bool))
+    alike = cells.where(cells.student == cells.student[0])
+    assert {one.why_not for one in rivals.left_out(alike, alone, teacher_tokens=20.0)} == {
+        "there is no student of another size"
+    }
+    once = list(rivals.left_out(cells.where(cells.seed == 0), alone, teacher_tokens=20.0))
+    assert all(np.isnan(one.regret_error) for one in once if one.why_not is None)
 
 
 def test_apple_is_judged_where_there_are_budgets_enough() -> None:

@@ -41,8 +41,9 @@ def test_the_readme_shows_what_is_published() -> None:
     assert results.with_table(text, held, name="law_simulation") == text
 
 
-def test_a_source_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("wrong", [["--sources", "moon"], ["--grids", "0"], ["--grids", "many"]])
+def test_what_cannot_be_simulated_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        law_simulation.main(["run", "--sources", "moon"])
+        law_simulation.main(["run", *wrong])
     assert stopped.value.code == 2
-    assert "moon" in capsys.readouterr().err
+    assert wrong[1] in capsys.readouterr().err

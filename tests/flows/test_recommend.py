@@ -41,7 +41,7 @@ def test_both_laws_answer_and_say_whose_they_are(capsys: pytest.CaptureFixture[s
 def test_where_a_teacher_no_longer_helps_students_do_as_well_alone() -> None:
     theirs = float(PUBLISHED_SUPERVISED.loss(5e8, 20 * 5e8)[0])
     point = laws.break_even(3e8, theirs)
-    assert point is not None
+    assert point
     for tokens, helps in ((point / 1.1, True), (point * 1.1, False)):
         with_it = PUBLISHED_DISTILLED.loss(3e8, tokens, theirs, PUBLISHED_SUPERVISED)[0]
         assert (with_it < PUBLISHED_SUPERVISED.loss(3e8, tokens)[0]) == helps
@@ -54,10 +54,18 @@ def test_far_from_what_was_measured_there_is_no_point(capsys: pytest.CaptureFixt
     assert "disagree" not in said
 
 
+def test_teachers_on_tokens_that_nobody_measured_are_not_named() -> None:
+    for per_parameter in (1e-6, 1e6):
+        _, apple = laws.recommend(3e8, 5e9, teacher_tokens=per_parameter)
+        assert apple.teacher is None
+        assert "no point" in apple.says
+    assert laws.break_even(3e8, 9.0) == 0.0, "a teacher that knows nothing helps nowhere"
+
+
 def test_an_end_of_what_was_measured_is_told_as_one() -> None:
     _, apple = laws.recommend(300e6, 5e9)
     assert apple.teacher == pytest.approx(12.6e9)
-    assert "largest teacher that was measured" in apple.says
+    assert "largest teacher near what was measured" in apple.says
 
 
 def test_every_wrong_amount_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
