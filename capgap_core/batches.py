@@ -1,8 +1,8 @@
 """Tokenised examples in memory, and the order in which they are seen."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -37,19 +37,20 @@ class Batch:
     room: int
     """Rows that the tokens take where they stand one after the other: at least ``n * t``."""
 
-    @property
-    def inputs(self) -> dict[str, Tensor]:
-        """Return what a model's forward takes."""
-        return {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "token_type_ids": self.token_type_ids,
-        }
+    def named(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return tensors of these names: what a model's forward takes of a batch, its family says."""
+        return {name: getattr(self, name) for name in names}
 
     @cached_property
     def keep(self) -> Tensor:
         """Return which rows are real tokens, ``(room,)``."""
         return self.rows(self.attention_mask).bool()
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Return how much of each example ends at a token, ``(n, t)``: all at its last, of a mixture at two places."""
+        mask = self.attention_mask
+        return mask - torch.cat((mask[:, 1:], torch.zeros_like(mask[:, :1])), dim=1)
 
     def rows(self, held: Tensor) -> Tensor:
         """Return what is held for each token, ``(n, t, ...)``, as rows ``(room, ...)``; those at the end are 0."""
@@ -62,8 +63,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        moved = {name: getattr(self, name).to(device) for name in (*self.inputs, "labels")}
-        return Batch(index=self.index, room=self.room, **moved)
+        held = self.named(("input_ids", "attention_mask", "token_type_ids", "labels"))
+        return replace(self, **{name: tensor.to(device) for name, tensor in held.items()})
 
 
 class Examples:

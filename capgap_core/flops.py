@@ -13,14 +13,15 @@ BACKWARD = 2.0
 def forward_flops(family: ModuleType, shape: Shape, kept: Kept, length: float) -> float:
     """Return the FLOPs of one example of ``length`` tokens: projections, attention and the head on top.
 
-    Counted are matrix products only (2 · rows · columns each); look-ups, normalisation and activations are not.
+    Counted are matrix products only (2 · rows · columns each); look-ups, normalisation and activations are not. The
+    products of queries and keys are counted whole, though a decoder has no use for half of them.
     """
     total = 0.0
     for layer in range(shape.layers):
         for p in family.PROJECTIONS:
-            total += 2.0 * length * shape.hidden * kept[p.axis][layer] * shape.width(p.axis)
-        total += 2 * 2.0 * length**2 * kept["heads"][layer] * shape.head_size
-    return total + 2.0 * shape.hidden * (shape.hidden + shape.labels)
+            total += 2.0 * length * shape.hidden * kept[p.axis][layer] * shape.width(p)
+        total += 2 * 2.0 * length**2 * kept["heads"][layer] * shape.group * shape.head_size
+    return total + family.head_flops(shape, length)
 
 
 def parameters(family: ModuleType, model: nn.Module) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def look(
             student = inspect(p.student.model, "finetune", corpus, cache=root)
             faults += _unlike(p, student, teacher, corpus)
         except InputFaults as error:
-            remedy = "Give a folder that BertForSequenceClassification loads, or a name on the hub."
+            remedy = f"Give a {teacher.family} that from_pretrained loads: a folder, or a name on the hub."
             faults += [replace(found, field="student.model", remedy=remedy) for found in error.faults]
     return Given(unlabelled=texts, student=student), faults
 

@@ -12,16 +12,7 @@ from safetensors import safe_open
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_files import FILES, TOKENIZERS, WEIGHTS, content_of, tokenizer_of
-
-FAMILIES = {"bert": "bert"}
-"""``model_type`` of a config → the adapter in ``capgap_core/families``."""
-HEADS = {"bert": "classifier.weight"}
-"""Family → the parameter whose presence tells a fine-tuned checkpoint from a bare encoder."""
-SIZES = {
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-    "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
-}  # fmt: skip
-"""What a config states, and what it means where it does not."""
+from capgap_core.given_forms import FORMS, OPEN, Form, Sizes, Tensors
 
 Mode = Literal["auto", "finetune", "accept"]
 
@@ -63,11 +54,11 @@ def inspect(teacher: str, mode: Mode, corpus: Corpus | None, *, cache: str | Non
     folder = _folder(teacher, cache)
     config = _config(teacher, folder)
     faults = []
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        known = ", ".join(FAMILIES)
+    form = FORMS.get(str(config.get("model_type")))
+    if form is None:
+        known = ", ".join(FORMS)
         faults.append(
-            fault("teacher", teacher, f"its model_type is {config.get('model_type')!r}", f"Families so far: {known}.")
+            fault("teacher", teacher, f"its model_type is {config.get('model_type')!r}", f"Known so far: {known}.")
         )
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
@@ -78,27 +69,27 @@ def inspect(teacher: str, mode: Mode, corpus: Corpus | None, *, cache: str | Non
         faults.append(
             fault("teacher", teacher, "the folder holds no tokenizer", f"It needs one of {', '.join(TOKENIZERS)}.")
         )
-    if faults or family is None or weights is None:
+    if faults or form is None or weights is None:
         raise InputFaults(faults)
-    sizes, faults = _sizes(teacher, config)
-    shapes = _shapes(teacher, weights)
-    faults += _fitting(teacher, sizes, shapes, folder, corpus) if not faults else []
-    head = shapes.get(HEADS[family])
+    sizes, faults = _sizes(teacher, config, form.sizes)
+    shapes = _shapes(teacher, weights, form.prefix)
+    faults += _fitting(teacher, form, sizes, shapes, folder, corpus) if not faults else []
+    head = shapes.get(form.head)
     if mode == "accept" and head is None:
         faults.append(
             fault("teacher_recipe.mode", mode, "the teacher has no classification head", "Use auto or finetune.")
         )
-    accepted = mode == "accept" or (mode == "auto" and _trained_for_sequences(config, shapes, head))
+    accepted = mode == "accept" or (mode == "auto" and _trained_for_sequences(config, form, shapes, head))
     if accepted and head is not None and corpus is not None:
         faults += _label_faults(teacher, head[0] if head else 0, config, corpus)
     if faults:
         raise InputFaults(faults)
     return GivenTeacher(
         folder=folder,
-        family=family,
+        family=form.family,
         hidden=sizes["hidden_size"],
         layers=sizes["num_hidden_layers"],
-        positions=sizes["max_position_embeddings"],
+        positions=_positions(sizes, config),
         mode="accept" if accepted else "finetune",
         content=content_of(folder),
         tokenizer=tokenizer_of(folder),
@@ -154,19 +145,25 @@ def _config(teacher: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sizes(teacher: str, config: Mapping[str, Any]) -> tuple[dict[str, int], list[Fault]]:
-    """Return the sizes that a config states, BERT's own for those it leaves out, and a fault for each wrong one."""
-    sizes = {name: config.get(name, usual) for name, usual in SIZES.items()}
+def _sizes(teacher: str, config: Mapping[str, Any], usual: Sizes) -> tuple[dict[str, Any], list[Fault]]:
+    """Return the sizes that a config states, the usual ones for those it leaves out, and a fault for each wrong one."""
+    sizes = {name: config.get(name, size) for name, size in usual.items()}
     faults = [
         fault("teacher", teacher, f"its config.json says {name} = {size!r}", "It has to be a whole number from 1.")
         for name, size in sizes.items()
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1
+        if not (size is None and name in OPEN) and (not isinstance(size, int) or isinstance(size, bool) or size < 1)
     ]
     return {} if faults else sizes, faults
 
 
-def _shapes(teacher: str, weights: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a checkpoint, by its name without the encoder's prefix."""
+def _positions(sizes: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Return the tokens that every token of an example may see: of a sliding window no more than it has."""
+    window = sizes.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return min(sizes["max_position_embeddings"], window or sizes["max_position_embeddings"])
+
+
+def _shapes(teacher: str, weights: Path, prefix: str) -> Tensors:
+    """Return the shape of every tensor of a checkpoint, by its name without the prefix."""
     try:
         if weights.suffix == ".safetensors":
             with safe_open(weights, framework="numpy") as held:
@@ -179,34 +176,31 @@ def _shapes(teacher: str, weights: Path) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # whatever a broken file raises is the file's fault
         why = f"{weights.name} cannot be read ({type(error).__name__})"
         raise InputFaults([fault("teacher", teacher, why, "Save the weights again as safetensors.")]) from error
-    return {name.removeprefix("bert."): shape for name, shape in found.items()}
+    return {name.removeprefix(prefix): shape for name, shape in found.items()}
 
 
 def _fitting(
-    teacher: str, sizes: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], folder: Path, corpus: Corpus | None
+    teacher: str, form: Form, sizes: Mapping[str, Any], shapes: Tensors, folder: Path, corpus: Corpus | None
 ) -> list[Fault]:
     """Return the faults of a checkpoint that is not what its config and its tokenizer say."""
-    hidden, last = sizes["hidden_size"], f"encoder.layer.{sizes['num_hidden_layers'] - 1}.output.dense.weight"
-    wanted = {
-        "embeddings.word_embeddings.weight": (sizes["vocab_size"], hidden),
-        "embeddings.position_embeddings.weight": (sizes["max_position_embeddings"], hidden),
-        last: (hidden, sizes["intermediate_size"]),
-    }
     faults = []
-    for name, shape in wanted.items():
+    for name, shape in form.tensors(sizes).items():
         if shapes.get(name) != shape:
             held = "is missing" if name not in shapes else f"is {shapes[name]}"
             what = f"{name} {held} in its weights, where its config.json says {shape}"
-            faults.append(fault("teacher", teacher, what, "Give a folder that BertForSequenceClassification loads."))
+            faults.append(fault("teacher", teacher, what, f"Give a folder that {form.classifier} loads."))
     try:
-        known = _pieces(folder)
+        known, unpadded = _pieces(folder), []
+        if form.causal:
+            known, unpadded = _padding(teacher, folder)
     except Exception as error:  # whatever a broken file raises is the file's fault
         what = f"its tokenizer cannot be read ({type(error).__name__})"
         return [*faults, fault("teacher", teacher, what, "Save it again: tokenizer.save_pretrained(folder).")]
     if known > sizes["vocab_size"]:
         what = f"its tokenizer knows {known} pieces, its embeddings {sizes['vocab_size']}"
         faults.append(fault("teacher", teacher, what, "Give the tokenizer that the model was trained with."))
-    if corpus is not None and len(corpus.text_columns) > 1 and sizes["type_vocab_size"] < 2:
+    faults += unpadded
+    if corpus is not None and len(corpus.text_columns) > 1 and sizes.get("type_vocab_size", 2) < 2:
         faults.append(fault("teacher", teacher, "it tells no two texts apart (type_vocab_size = 1)", "Give another."))
     return faults
 
@@ -220,12 +214,32 @@ def _pieces(folder: Path) -> int:
     return len((folder / "vocab.txt").read_text(encoding="utf8").splitlines())
 
 
+def _padding(teacher: str, folder: Path) -> tuple[int, list[Fault]]:
+    """Return what ``_pieces`` does, and a fault where a decoder cannot tell the last token of a text from padding.
+
+    Only transformers knows what the class of a tokenizer adds to its files.
+    """
+    from capgap_core import tokens  # noqa: PLC0415 - seconds to import, and only a decoder needs it
+
+    tokenizer = tokens.given(str(folder))
+    known = 1 + max(tokenizer.get_vocab().values())
+    if tokenizer.pad_token_id is None:
+        what, remedy = "its tokenizer has no token that could be padding", "Name one: tokenizer.pad_token = ..."
+    elif tokenizer.pad_token_id == tokens.last_of(tokenizer):
+        what = f"its tokenizer ends every text with {tokenizer.pad_token}, which is padding, too"
+        remedy = "Name another: tokenizer.pad_token = ..."
+    else:
+        return known, []
+    return known, [fault("teacher", teacher, what, f"{remedy}; tokenizer.save_pretrained(folder).")]
+
+
 def _trained_for_sequences(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], head: tuple[int, ...] | None
+    config: Mapping[str, Any], form: Form, shapes: Tensors, head: tuple[int, ...] | None
 ) -> bool:
-    """Return whether a head was trained on the pooled vector: one for tokens has the same name and shape."""
+    """Return whether a head was trained on what stands for a whole text: one for tokens has the same name and shape."""
     made_for = [str(name) for name in config.get("architectures") or []]
-    return head is not None and "pooler.dense.weight" in shapes and any("SequenceClass" in name for name in made_for)
+    pooled = form.pooler is None or form.pooler in shapes
+    return head is not None and pooled and any("SequenceClass" in name for name in made_for)
 
 
 def _label_faults(teacher: str, labels: int, config: dict[str, Any], corpus: Corpus) -> list[Fault]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from capgap_core import budget, losses, machine
 from capgap_core.batches import lengths_of
 from capgap_core.errors import OutOfMemory
+from capgap_core.given_forms import SCRATCH
 from capgap_core.kept_outputs import Kind
 from capgap_core.machine import device_of, precision
 from capgap_core.mixup import Mixup
@@ -51,7 +52,7 @@ class Method:
         self.scales: tuple[float, ...] = ()
         """What the importance plans, from large to small, the student's last."""
         self._corpus, self._given, self._call = checked.corpus, checked.teacher, call
-        self._family = self._given.family if self._given else "bert"
+        self._family = self._given.family if self._given else SCRATCH
         self.device = device_of(self.p.run)
         self._rows, self._length, self._lengths = 0, 0.0, np.zeros(0, dtype=np.int64)
         self._shape: Shape | None = None

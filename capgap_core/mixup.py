@@ -6,7 +6,8 @@ pair task the second text of a mixture so begins where it begins in each of the 
 
 A place counts with w = mix·m_i + (1-mix)·m_j, m = 1 for a real token: as the key of an attention it gets log w added to
 its scores. So a mixture at mix = 1 is example i exactly, at mix = 0 example j, and between them nothing jumps; with the
-union of the two masks, as in code for images and for texts of one length, neither is so.
+union of the two masks, as in code for images and for texts of one length, neither is so. A decoder answers where a text
+ends: for a mixture with mix times what it says at the end of i and 1-mix times what it says at the end of j.
 
 Partners are drawn within a batch, each example being the partner of one other. Batches hold texts of nearly the same
 length, so that little of a mixture is one text beside another's padding, and two texts at least.
@@ -99,7 +100,7 @@ class Embeddings:
     the partner's types differ by is added to the words before.
     """
 
-    def __init__(self, way: Computed, types: Tensor) -> None:
+    def __init__(self, way: Computed, types: Tensor | None) -> None:
         self._way, self._types = way, types
 
     def of(self, batch: Batch, mixture: Mixture, kind: Literal["mixture", "noise"]) -> Tensor:
@@ -108,7 +109,7 @@ class Embeddings:
         n, t = batch.input_ids.shape
         own = found[: n * t].view(n, t, -1) if found.dim() == 2 else found
         own = own.to(torch.promote_types(own.dtype, torch.float32))
-        whole = own + self._types[batch.token_type_ids]
+        whole = own if self._types is None else own + self._types[batch.token_type_ids]
         apart = whole[mixture.partner] - whole
         away = (1.0 - mixture.mix)[:, None, None] * apart
         if kind == "noise":
@@ -127,9 +128,9 @@ class Pupil:
     embeddings: Embeddings
 
     @classmethod
-    def of(cls, way: Computed, model: nn.Module, types: str) -> "Pupil":
-        """Return a model, of whose weights ``types`` names the embeddings of token types."""
-        return cls(way=way, embeddings=Embeddings(way, model.get_parameter(types)))
+    def of(cls, way: Computed, model: nn.Module, types: str | None) -> "Pupil":
+        """Return a model, of whose weights ``types`` names the embeddings of token types; null: it has none."""
+        return cls(way=way, embeddings=Embeddings(way, model.get_parameter(types) if types else None))
 
 
 class Mixtures:

@@ -100,7 +100,7 @@ def set_labels(model: PreTrainedModel, labels: list[str]) -> None:
 
 
 def given(
-    adapter: ModuleType, source: str, content: str, *, stage: str, labels: int | None, seed: int
+    adapter: ModuleType, source: str, content: str, *, stage: str, labels: int | None, pad: int, seed: int
 ) -> PreTrainedModel:
     """Load a model that a user gave, as it is or with a new head.
 
@@ -110,6 +110,8 @@ def given(
         The digest of its files when the run began.
     labels
         Of the new head; null: its own head stays.
+    pad
+        The token that is padding, which a decoder has to know: it answers at the last other one.
 
     Raises
     ------
@@ -119,9 +121,12 @@ def given(
     if content_of(Path(source)) != content:
         raise StageFailed(stage, f"files of {source} changed after the run began", "Start the run again.")
     if labels is None:
-        return adapter.load_given(source, new_head=False)
-    model = adapter.load_given(source, new_head=True, num_labels=labels)
-    new_head(model, adapter, seed=seed)
+        model = adapter.load_given(source, new_head=False)
+    else:
+        model = adapter.load_given(source, new_head=True, num_labels=labels)
+        new_head(model, adapter, seed=seed)
+    if adapter.CAUSAL:
+        model.config.pad_token_id = model.get_input_embeddings().padding_idx = pad
     return model
 
 
@@ -133,4 +138,5 @@ def new_head(model: PreTrainedModel, adapter: ModuleType, *, seed: int) -> None:
         head = model.get_submodule(name)
         assert isinstance(head, nn.Linear)
         head.weight.normal_(0.0, model.config.initializer_range, generator=generator)
-        head.bias.zero_()
+        if head.bias is not None:
+            head.bias.zero_()

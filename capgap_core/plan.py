@@ -1,6 +1,7 @@
 """Decide how many heads and neurons each layer keeps at a scale (MiniDisc, Specification)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,14 @@ def _to_multiples(counts: np.ndarray, units: int) -> list[int]:
     return rounded.tolist()
 
 
-def prunable(shape: Shape, kept: Kept) -> int:
+def prunable(family: ModuleType, shape: Shape, kept: Kept) -> int:
     """Return the parameters in heads and neurons: projections' weights, and the biases of their units."""
-    head = 4 * shape.hidden * shape.head_size + 3 * shape.head_size
-    neuron = 2 * shape.hidden + 1
-    return head * sum(kept["heads"]) + neuron * sum(kept["neurons"])
+    return sum((shape.hidden * shape.width(p) + shape.biases(p)) * sum(kept[p.axis]) for p in family.PROJECTIONS)
 
 
-def achieved_scale(shape: Shape, kept: Kept) -> float:
+def achieved_scale(family: ModuleType, shape: Shape, kept: Kept) -> float:
     """Return the share of the prunable parameters that is really kept."""
-    return prunable(shape, kept) / prunable(shape, shape.full())
+    return prunable(family, shape, kept) / prunable(family, shape, shape.full())
 
 
 def rows_of(plans: Mapping[float, Kept], shape: Shape) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A model's predictions on a part of the data, in fp32, and what they are worth."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,14 @@ def examples(data: Reference, part: str) -> Examples:
     return Examples(data.table(part), pad=data.summary["pad"], regression=data.summary["task"] == "regression")
 
 
-def logits_of(model: nn.Module, part: Examples, *, device: torch.device) -> np.ndarray:
+def logits_of(family: ModuleType, model: nn.Module, part: Examples, *, device: torch.device) -> np.ndarray:
     """Return ``(n, c)`` fp32 logits in the order of the part; no autocast, no dropout."""
     model = model.eval().to(device)
     rows: list[np.ndarray] = []
     places: list[np.ndarray] = []
     with torch.inference_mode():
         for batch in part.in_order(BATCH):
-            rows.append(model(**batch.to(device).inputs).logits.float().cpu().numpy())
+            rows.append(model(**batch.to(device).named(family.INPUTS)).logits.float().cpu().numpy())
             places.append(batch.index)
     logits = np.concatenate(rows)
     ordered = np.empty_like(logits)
@@ -35,11 +36,11 @@ def logits_of(model: nn.Module, part: Examples, *, device: torch.device) -> np.n
 
 
 def metric_rows(
-    model: nn.Module, data: Reference, split: str, *, scale: float, device: torch.device
+    family: ModuleType, model: nn.Module, data: Reference, split: str, *, scale: float, device: torch.device
 ) -> list[dict[str, Any]]:
     """Return the rows of the table ``metrics`` of one model on one part."""
     part = examples(data, split)
-    return rows_from(logits_of(model, part, device=device), part.labels, data, split, scale=scale)
+    return rows_from(logits_of(family, model, part, device=device), part.labels, data, split, scale=scale)
 
 
 def rows_from(

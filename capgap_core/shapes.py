@@ -1,8 +1,8 @@
 """What a family adapter says of its models: which projections hold which units, and the sizes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 Axis = Literal["heads", "neurons"]
 AXES: tuple[Axis, ...] = ("heads", "neurons")
@@ -18,28 +18,49 @@ class Projection:
     """Its name in the model, with ``{layer}`` for the layer's number."""
     axis: Axis
     side: Literal["in", "out"]
-    """``out``: rows of the weight, and the bias, are units; ``in``: columns of the weight are."""
+    """``out``: rows of the weight, and the bias where there is one, are units; ``in``: columns of the weight are."""
+    shared: bool = False
+    """Whether the query heads of a group have one part of it for all of them, as keys and values are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of an encoder that pruning and FLOPs need."""
+    """The sizes of a model that pruning and FLOPs need; ``Shape(**shape.stated())`` is the same."""
 
     layers: int
     heads: int
+    """Of keys and values: what goes or stays is one of them with all query heads that it serves."""
     head_size: int
     neurons: int
     hidden: int
     labels: int
+    """Numbers that a model answers with: of a language model its vocabulary."""
+    group: int = 1
+    """Query heads that share a head of keys and values."""
+    head_biases: bool = True
+    """Whether the projections to heads have biases."""
+    neuron_biases: bool = True
+    """The same of those to neurons."""
 
     def units(self, axis: Axis) -> int:
         """Return how many units of an axis a full layer has."""
         return self.heads if axis == "heads" else self.neurons
 
-    def width(self, axis: Axis) -> int:
+    def width(self, projection: Projection) -> int:
         """Return how many rows or columns of a projection one unit takes."""
-        return self.head_size if axis == "heads" else 1
+        if projection.axis == "neurons":
+            return 1
+        return self.head_size * (1 if projection.shared else self.group)
+
+    def biases(self, projection: Projection) -> int:
+        """Return how many numbers of a projection's bias belong to one unit."""
+        biased = self.head_biases if projection.axis == "heads" else self.neuron_biases
+        return self.width(projection) if biased and projection.side == "out" else 0
 
     def full(self) -> dict[str, list[int]]:
         """Return what a model keeps that has not been slimmed."""
         return {axis: [self.units(axis)] * self.layers for axis in AXES}
+
+    def stated(self) -> dict[str, Any]:
+        """Return the sizes for a record, without those at their default: a new one does not move old identities."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

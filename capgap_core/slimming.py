@@ -1,5 +1,6 @@
 """Make a model smaller: reorder its units, take prefixes of them, and gate them to see what they do."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -24,14 +25,14 @@ def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[t
     with torch.no_grad():
         for layer in range(shape.layers):
             for p in family.PROJECTIONS:
-                width = shape.width(p.axis)
+                width = shape.width(p)
                 units = torch.as_tensor(order[layer, p.axis], dtype=torch.long)
                 index = (units[:, None] * width + torch.arange(width)).flatten()
                 name = p.name.format(layer=layer)
                 weight = state[f"{name}.weight"]
                 weight.copy_(weight.index_select(0 if p.side == "out" else 1, index.to(weight.device)))
-                if p.side == "out":
-                    bias = state[f"{name}.bias"]
+                bias = state.get(f"{name}.bias")
+                if p.side == "out" and bias is not None:
                     bias.copy_(bias.index_select(0, index.to(bias.device)))
 
 
@@ -40,12 +41,11 @@ def prefix(family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: 
     cut = {}
     for layer in range(shape.layers):
         for p in family.PROJECTIONS:
-            name, rows = p.name.format(layer=layer), kept[p.axis][layer] * shape.width(p.axis)
+            name, rows = p.name.format(layer=layer), kept[p.axis][layer] * shape.width(p)
             weight, bias = f"{name}.weight", f"{name}.bias"
-            if p.side == "out":
-                cut[weight], cut[bias] = state[weight][:rows], state[bias][:rows]
-            else:
-                cut[weight] = state[weight][:, :rows]
+            cut[weight] = state[weight][:rows] if p.side == "out" else state[weight][:, :rows]
+            if p.side == "out" and bias in state:
+                cut[bias] = state[bias][:rows]
     return cut
 
 
@@ -86,10 +86,12 @@ class Prefixes:
 
 def slim(family: ModuleType, model: PreTrainedModel, shape: Shape, kept: Kept) -> PreTrainedModel:
     """Return a model that is really smaller: the prefix of each layer's units, and all of the rest."""
-    small = family.slimmed(model.config, kept)
+    small = family.slimmed(model, kept)
     state = model.state_dict()
     cut = {**state, **prefix(family, state, shape, kept)}
     small.load_state_dict({name: tensor.clone() for name, tensor in cut.items()})
+    if model.can_generate():
+        small.generation_config = copy.deepcopy(model.generation_config)
     return small
 
 
@@ -103,13 +105,14 @@ def gated(
     ----------
     gates
         (layer, axis) → ``(batch, units)`` or ``(units,)``: a gate for each example and unit, or one for all
-        examples. Heads are gated before the output projection, neurons after the activation (MiniDisc).
+        examples. Heads are gated before the output projection, neurons after the activation (MiniDisc), or after the
+        product with the other half where the activation is a gate (MiniMA).
     """
     modules = dict(model.named_modules())
     handles = []
     for (layer, axis), gate in gates.items():
         (projection,) = [p for p in family.PROJECTIONS if p.axis == axis and p.side == "in"]
-        width = shape.width(projection.axis)
+        width = shape.width(projection)
         module = modules[projection.name.format(layer=layer)]
         handles.append(module.register_forward_pre_hook(_hook(gate, width)))
     try:

@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models as tokenizer_models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from capgap_core import build as building, tables
 from capgap_core.batches import Examples
@@ -58,6 +67,54 @@ def bert(
             middle = 1.0 if name.endswith("LayerNorm.weight") else 0.0
             torch.nn.init.normal_(parameter, middle, 0.15)
     return model.eval()
+
+
+def decoder(
+    kind: str = "llama", *, seed: int = 0, keys: int = 2, group: int = 2, language: bool = False, labels: int = 3,
+    layers: int = 2, vocabulary: int = VOCABULARY, **others: Any,
+) -> PreTrainedModel:  # fmt: skip
+    """Return a decoder of hidden size 32 in evaluation mode, drawn as ``bert`` is; ``group`` queries to each key."""
+    config = AutoConfig.for_model(
+        kind, vocab_size=vocabulary, hidden_size=32, num_hidden_layers=layers, num_attention_heads=keys * group,
+        num_key_value_heads=keys, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, num_labels=labels,
+        **others,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = (AutoModelForCausalLM if language else AutoModelForSequenceClassification).from_config(config)
+        for name, parameter in model.named_parameters():
+            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.15)
+    model.config.architectures = [type(model).__name__]
+    return model.eval()
+
+
+def decoder_tokenizer(*, ends: bool = False, **special: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of characters and pairs of them in LLaMA's form, which comes without padding.
+
+    ``ends``: it puts the end of texts behind each.
+    """
+    tokenizer = Tokenizer(tokenizer_models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    first = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 4, special_tokens=first, show_progress=False)
+    tokenizer.train_from_iterator([" ".join([*WORDS["day"], *WORDS["night"], *FILLER])], trainer)
+    last = " </s>" if ends else ""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<s> $A{last}", pair=f"<s> $A <s>:1 $B:1{last}", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", **special
+    )
+
+
+def decoder_folder(folder: Path, kind: str = "llama", *, bare: bool = False, **others: Any) -> Path:
+    """Write a decoder and its tokenizer, without padding; ``bare``: neither with a head nor with an output matrix."""
+    model = decoder(kind, **others)
+    model.config.pad_token_id = None
+    (model.get_submodule("model") if bare else model).save_pretrained(folder)  # pyright: ignore
+    decoder_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def way(model: PreTrainedModel, dtype: Precision = "float32") -> Computed:

@@ -5,8 +5,7 @@ from typing import Any
 
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from capgap_core.errors import StageFailed
-from capgap_core.families import bert_rows, capgap_bert
+from capgap_core.families import bert_rows, capgap_bert, whole
 from capgap_core.families.capgap_bert import CapgapBertConfig, CapgapBertForSequenceClassification
 from capgap_core.shapes import Kept, Projection, Shape
 
@@ -21,6 +20,10 @@ PROJECTIONS = (
 )
 rows = bert_rows
 """How the model is computed fast on a CPU."""
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What the model is given of a batch."""
+CAUSAL = False
+"""Whether a token sees only those up to itself, and the answer is read at the last."""
 EMBEDDINGS = ("bert.embeddings.",)
 TYPES = "bert.embeddings.token_type_embeddings.weight"
 """The embeddings of token types, which are added to those of words."""
@@ -42,6 +45,11 @@ def shape_of(config: BertConfig) -> Shape:
     )
 
 
+def head_flops(shape: Shape, length: float) -> float:
+    """Return the FLOPs of the pooler and the head, which see the first of ``length`` tokens."""
+    return 2.0 * shape.hidden * (shape.hidden + shape.labels)
+
+
 def scratch(*, vocabulary: int, layers: int, hidden: int, heads: int, neurons: int, labels: int) -> PreTrainedModel:
     """Return a BERT classifier with random weights."""
     config = BertConfig(
@@ -61,25 +69,9 @@ def load(folder: Path | str, **config: Any) -> PreTrainedModel:
 
 
 def load_given(folder: Path | str, *, new_head: bool, **config: Any) -> PreTrainedModel:
-    """Load a checkpoint that a user gave; only the pooler, and a head that is to be drawn anew, may be missing in it.
-
-    Raises
-    ------
-    StageFailed
-        Where other weights are missing or do not fit the config: from_pretrained would draw them at random.
-    """
-    loaded: Any = BertForSequenceClassification.from_pretrained(
-        folder, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, **config
-    )
-    model, found = loaded
-    allowed = ("bert.pooler.", "classifier.") if new_head else ()
-    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
-    lacking = [name for name in lacking if not name.startswith(allowed)]
-    if lacking:
-        names = f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}"
-        why = f"{len(lacking)} weights are missing in {folder} or do not fit its config: {names}"
-        raise StageFailed("teacher", why, "Give a folder that BertForSequenceClassification loads whole.")
-    return model
+    """Load a checkpoint that a user gave; only the pooler, and a head to be drawn anew, may be missing in it."""
+    lacking = ("bert.pooler.", "classifier.") if new_head else ()
+    return whole.load(BertForSequenceClassification, folder, lacking=lacking, **config)
 
 
 def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
@@ -96,9 +88,9 @@ def load_slimmed(folder: Path) -> PreTrainedModel:
     return CapgapBertForSequenceClassification.from_pretrained(folder, dtype="float32")
 
 
-def slimmed(config: BertConfig, kept: Kept) -> PreTrainedModel:
-    """Return a model with random weights whose layers keep what ``kept`` says, ready to be filled and saved."""
-    fields = {k: v for k, v in config.to_dict().items() if k not in {"model_type", "architectures", "auto_map"}}
+def slimmed(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
+    """Return another with random weights whose layers keep what ``kept`` says, ready to be filled and saved."""
+    fields = {k: v for k, v in model.config.to_dict().items() if k not in {"model_type", "architectures", "auto_map"}}
     CapgapBertConfig.register_for_auto_class()
     CapgapBertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
     narrow = CapgapBertConfig(**fields, kept_heads=list(kept["heads"]), kept_neurons=list(kept["neurons"]))

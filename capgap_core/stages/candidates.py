@@ -30,11 +30,12 @@ def run(
     adapter = models.family(recipe.family)
     rows = []
     with ready(execution) as device:
-        rows += scoring.metric_rows(models.load(adapter, teacher), data, "selection", scale=1.0, device=device)
+        whole = models.load(adapter, teacher)
+        rows += scoring.metric_rows(adapter, whole, data, "selection", scale=1.0, device=device)
         scales = sandwich.summary["scales"]
         for done, scale in enumerate(scales, start=1):
             model = models.load(adapter, ModelInput(reference=sandwich, scale=scale))
-            rows += scoring.metric_rows(model, data, "selection", scale=scale, device=device)
+            rows += scoring.metric_rows(adapter, model, data, "selection", scale=scale, device=device)
             progress.update(done, len(scales), "candidates scored")
     scoring.write_metrics(out_dir, rows)
     return Made()

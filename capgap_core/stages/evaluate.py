@@ -43,7 +43,7 @@ def run(
         adapter = models.family(recipe.family)
         with ready(execution) as device:
             model = models.load(adapter, model_input)
-            logits = scoring.logits_of(model, part, device=device)
+            logits = scoring.logits_of(adapter, model, part, device=device)
         metrics += scoring.rows_from(logits, part.labels, data, recipe.split, scale=scale)
         predictions += _predictions(scale, part.rows, part.labels, logits)
         shape, kept = adapter.shape_of(model.config), models.kept_by(adapter, model)

@@ -49,10 +49,11 @@ def run(
         labels, words = data.summary["labels"], data.folder / "model"
         with ready(execution, seed=given.seed):  # a pooler that is missing is drawn
             whole = models.given(
-                adapter, given.source, given.content, stage="first_layers", labels=max(1, len(labels)), seed=given.seed
-            )
+                adapter, given.source, given.content, stage="first_layers", labels=max(1, len(labels)),
+                pad=data.summary["pad"], seed=given.seed,
+            )  # fmt: skip
         models.set_labels(whole, labels)
     layers = adapter.shape_of(whole.config).layers
     model = adapter.first_layers(whole, recipe.layers or max(1, layers // 2))
     models.save(model, words, out_dir / "model")
-    return Made(summary={"shape": vars(adapter.shape_of(model.config)), "of_layers": layers})
+    return Made(summary={"shape": adapter.shape_of(model.config).stated(), "of_layers": layers})

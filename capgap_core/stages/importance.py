@@ -1,7 +1,6 @@
 """How much each head and neuron matters, the teacher reordered by it, and the plan at each scale."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -66,8 +65,8 @@ def run(
     plans = {scale: plan.kept_at(scale, scores, shape) for scale in recipe.scales}
     tables.write(out_dir / "plan.parquet", "plan", plan.rows_of(plans, shape))
     tables.write(out_dir / "importance.parquet", "importance", _rows(scores, order))
-    achieved = {str(scale): plan.achieved_scale(shape, kept) for scale, kept in plans.items()}
-    return Made(summary={"achieved": achieved, "examples": len(part), "shape": asdict(shape)})
+    achieved = {str(scale): plan.achieved_scale(adapter, shape, kept) for scale, kept in plans.items()}
+    return Made(summary={"achieved": achieved, "examples": len(part), "shape": shape.stated()})
 
 
 def importance(
@@ -105,7 +104,7 @@ def _gradients(
         for i in range(shape.layers)
     }
     with slimming.gated(adapter, model, shape, gates):
-        logits = model(**batch.inputs).logits
+        logits = model(**batch.named(adapter.INPUTS)).logits
     if batch.labels.is_floating_point():
         total = losses.squared_error(logits, batch.labels[:, None])
     else:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -78,22 +79,25 @@ def run(
         chosen = {name: [values[i] for i in fresh] for name, values in encoded.items()}
         first = 1 + int(np.asarray(train["row"]).max())
         columns = {"row": [first + i for i in fresh], "label": [0.0] * len(fresh), **chosen}
+        adapter = models.family(recipe.family)
         with ready(execution) as device:
-            model = models.load(models.family(recipe.family), inputs["teacher"])
-            columns["label"] = _labels(model, columns, data, device)
+            model = models.load(adapter, inputs["teacher"])
+            columns["label"] = _labels(adapter, model, columns, data, device)
         train = pa.concat_tables([train, pa.table(columns, schema=train.schema)])
     progress.message(f"{len(fresh)} of {len(encoded['input_ids'])} texts labelled by the teacher")
     counts = {"pseudo_labelled": len(fresh), "in_other_parts": len(encoded["input_ids"]) - len(fresh)}
     return Made(summary={**with_train(data, train, out_dir), **counts})
 
 
-def _labels(model: nn.Module, columns: dict[str, list[Any]], data: Reference, device: torch.device) -> list[float]:
+def _labels(
+    family: ModuleType, model: nn.Module, columns: dict[str, list[Any]], data: Reference, device: torch.device
+) -> list[float]:
     """Return what a teacher says of each row: the class it gives most to, or its score."""
     regression = data.summary["task"] == "regression"
     with tempfile.TemporaryDirectory() as place:
         tables.write_columns(Path(place) / "rows.parquet", "examples", columns)
         part = Examples(Path(place) / "rows.parquet", pad=data.summary["pad"], regression=regression)
-    logits = scoring.logits_of(model, part, device=device)
+    logits = scoring.logits_of(family, model, part, device=device)
     return (logits[:, 0] if regression else logits.argmax(1)).astype(float).tolist()
 
 

@@ -66,7 +66,7 @@ def run(
         model = models.moved(model.eval(), "cpu")
         models.set_labels(model, data.summary["labels"])
         models.save(model, data.folder / "model", out_dir / "model")
-        rows = scoring.metric_rows(model, data, "selection", scale=1.0, device=device)
+        rows = scoring.metric_rows(adapter, model, data, "selection", scale=1.0, device=device)
         scoring.write_metrics(out_dir, rows)
     seen = "no" if recipe.mode != "accept" else "unknown"
     shape = adapter.shape_of(model.config)
@@ -84,4 +84,6 @@ def _start(recipe: Recipe, data: Reference) -> PreTrainedModel:
     assert recipe.source is not None
     assert recipe.content is not None
     head = None if recipe.mode == "accept" else labels
-    return models.given(adapter, recipe.source, recipe.content, stage="teacher", labels=head, seed=recipe.seed)
+    return models.given(
+        adapter, recipe.source, recipe.content, stage="teacher", labels=head, pad=data.summary["pad"], seed=recipe.seed
+    )

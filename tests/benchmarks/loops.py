@@ -236,7 +236,7 @@ def trainer(gate: Gate, given: dict[str, Any]) -> None:
 
     def collated(rows: list[int]) -> dict[str, Any]:
         batch = made.examples.batch(rows)
-        return {**batch.inputs, "labels": batch.labels}
+        return {**batch.named(made.adapter.INPUTS), "labels": batch.labels}
 
     class Counted(Distils):
         def _get_train_sampler(self, *_: Any) -> Any:
@@ -365,6 +365,7 @@ class _Same:
 
     def __init__(self, made: Made, case: Case) -> None:
         self._examples: Examples = made.examples
+        self._inputs = made.adapter.INPUTS
         self._how = made.training
 
     def __len__(self) -> int:
@@ -376,4 +377,4 @@ class _Same:
             self._examples.lengths, batch_size=how.batch_size, room=how.room, seed=how.seed
         ):
             batch = self._examples.batch(np.asarray(index))
-            yield {**batch.inputs, "labels": batch.labels}
+            yield {**batch.named(self._inputs), "labels": batch.labels}

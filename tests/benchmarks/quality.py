@@ -67,7 +67,8 @@ class Looks:
             else:
                 model = self.made.student(scale)  # a fresh one: the Trainer has changed how its own computes
                 model.load_state_dict(self._model.state_dict())
-            rows = scoring.metric_rows(model, self.made.data, "evaluation", scale=scale, device=self.made.device)
+            where = {"scale": scale, "device": self.made.device}
+            rows = scoring.metric_rows(self.made.adapter, model, self.made.data, "evaluation", **where)
             first = {"step": step, "epoch": step / self.made.training.per_epoch, "cpu_seconds": self._spent}
             self.found += [{**first, **{k: row[k] for k in ("scale", "metric", "value", "n")}} for row in rows]
         self._model.train()

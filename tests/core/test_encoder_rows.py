@@ -52,7 +52,7 @@ def batch_of(*, room: int = 0, lengths: tuple[int, ...] = (9, 4, 1, 7, 9)) -> Ba
 
 
 def transformers_own(model: PreTrainedModel, batch: Batch, words: Tensor | None = None) -> Output:
-    inputs: dict[str, Tensor] = dict(batch.inputs)
+    inputs: dict[str, Tensor] = dict(batch.named(bert.INPUTS))
     if words is not None:
         inputs["inputs_embeds"] = words
         del inputs["input_ids"]
@@ -147,7 +147,7 @@ def test_batches_of_any_form(lengths: tuple[int, ...]) -> None:
 def test_in_bfloat16_it_is_near_autocast(plan: str) -> None:
     """No further from it than the two are from fp32, and rounded as bfloat16 is."""
     model, batch = model_of(plan), batch_of(room=64)
-    ways = [computed(bert, model, "bfloat16", CPU), Stock(model, "bfloat16", CPU), builders.way(model)]
+    ways = [computed(bert, model, "bfloat16", CPU), Stock(bert, model, "bfloat16", CPU), builders.way(model)]
     said = [torch.cat([v.detach().float().flatten() for v in values(way(batch), batch)]) for way in ways]
     pulls = [gradients(model, pulled(way(batch), batch)) for way in ways]
     for ours, theirs, exact in (said, [torch.cat([g.flatten() for g in held.values()]) for held in pulls]):
@@ -371,7 +371,7 @@ def test_what_dropout_does_to_a_model_is_distributed_as_in_transformers_own() ->
     model, batch, draws = model_of("narrow", training=True, dropout=0.25), batch_of(lengths=(5, 3), room=32), 500
     torch.manual_seed(6)
     (mean, variance), (their_mean, their_variance) = (
-        distribution(way, batch, draws) for way in (builders.way(model), Stock(model, "float32", CPU))
+        distribution(way, batch, draws) for way in (builders.way(model), Stock(bert, model, "float32", CPU))
     )
     apart = (mean - their_mean).square() / ((variance + their_variance) / draws)
     assert float(apart.mean()) == pytest.approx(1.0, abs=0.25)
@@ -428,7 +428,7 @@ def test_transformers_way_gives_rows_too() -> None:
 
 
 def stock(model: PreTrainedModel, batch: Batch, words: Tensor | None = None) -> Output:
-    way = Stock(model, "float32", CPU)
+    way = Stock(bert, model, "float32", CPU)
     said = way(batch, words=words)
     assert all(len(state) == batch.room for state in said.hidden)
     return said

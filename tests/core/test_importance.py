@@ -33,7 +33,7 @@ def close(a: Scores, b: Scores, tolerance: float) -> bool:
 def loss_of(model: nn.Module, part: Examples, places: list[int]) -> Tensor:
     """Return the mean loss of some examples, in float64."""
     batch = part.batch(places)
-    logits = model(**batch.inputs).logits
+    logits = model(**batch.named(bert.INPUTS)).logits
     if batch.labels.is_floating_point():
         return F.mse_loss(logits[:, 0], batch.labels.double())
     return F.cross_entropy(logits, batch.labels)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from capgap_core import losses, targets
 from capgap_core.distillation import Distillation, Objective
+from capgap_core.families import bert
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -115,7 +116,9 @@ def test_distillation_is_half_the_hidden_error_and_half_the_predictions(tmp_path
     errors, predictions = [], 0.0
     with torch.no_grad():
         for i in range(6):
-            ours, theirs = (m(**part.batch([i]).inputs, output_hidden_states=True) for m in (student, teacher))
+            ours, theirs = (
+                m(**part.batch([i]).named(bert.INPUTS), output_hidden_states=True) for m in (student, teacher)
+            )
             layers = zip(ours.hidden_states, theirs.hidden_states, strict=True)
             errors.append(torch.stack([(a - b).square().mean(-1)[0] for a, b in layers]).mean(0))
             if regression:

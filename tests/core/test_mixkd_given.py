@@ -134,7 +134,7 @@ def test_the_teacher_labels_what_has_no_labels_and_nothing_measured_is_among_it(
     assert ref.summary["rows"]["train"] == data.summary["rows"]["train"] + 40
     teacher = bert.load(one(done, "teacher") / "model")
     part = scoring.examples(ref, "train")
-    said = scoring.logits_of(teacher, part, device=torch.device("cpu")).argmax(1)
+    said = scoring.logits_of(bert, teacher, part, device=torch.device("cpu")).argmax(1)
     first = data.summary["rows"]["train"]
     assert np.array_equal(part.labels[first:], said[first:])
     assert np.array_equal(part.labels[:first], scoring.examples(data, "train").labels)
@@ -183,7 +183,7 @@ def test_a_pair_that_is_measured_on_is_left_out_in_either_order_and_scores_are_t
     assert 0 < fresh <= 10
     teacher = bert.load(one(done, "teacher") / "model")
     part = scoring.examples(ref, "train")
-    said = scoring.logits_of(teacher, part, device=torch.device("cpu"))[:, 0]
+    said = scoring.logits_of(bert, teacher, part, device=torch.device("cpu"))[:, 0]
     assert np.allclose(part.labels[-fresh:], said[-fresh:], atol=1e-5)
     for row in done.result["arms"]:
         assert row["loss_mixed_labels"] > 0.0

@@ -26,7 +26,10 @@ from capgap_core.training import Needs, Term, train
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 4, 1, 7, 9)
-WAYS: dict[str, Callable[[Any], Computed]] = {"rows": builders.way, "transformers": lambda m: Stock(m, "float32", CPU)}
+WAYS: dict[str, Callable[[Any], Computed]] = {
+    "rows": builders.way,
+    "transformers": lambda m: Stock(bert, m, "float32", CPU),
+}
 
 
 def batch_of(*, labels: int = 3, more: int = 0, regression: bool = False) -> Batch:

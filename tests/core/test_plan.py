@@ -75,8 +75,8 @@ def test_the_achieved_scale_is_the_one_asked_for_up_to_rounding(shape: Shape, sc
     # Half a head (or the one that must stay), and four neurons a layer (or the eight that must stay).
     allowed = one_head + one_neuron * (4 * shape.layers + 8)
     whole = shape.layers * (shape.heads * one_head + shape.neurons * one_neuron)
-    assert abs(plan.achieved_scale(shape, kept) - scale) <= allowed / whole
-    assert plan.achieved_scale(shape, shape.full()) == 1.0
+    assert abs(plan.achieved_scale(bert, shape, kept) - scale) <= allowed / whole
+    assert plan.achieved_scale(bert, shape, shape.full()) == 1.0
 
 
 @pytest.mark.parametrize("scale", [0.9, 0.5, 0.3, 0.15, 0.1, 0.001])
@@ -85,7 +85,7 @@ def test_a_slim_model_is_smaller_by_exactly_what_the_plan_says(scale: float) -> 
     kept = plan.kept_at(scale, drawn(SHAPE, 1), SHAPE)
     small = slimming.slim(bert, model, SHAPE, kept)
     gone = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in small.parameters())
-    assert gone == plan.prunable(SHAPE, SHAPE.full()) - plan.prunable(SHAPE, kept)
+    assert gone == plan.prunable(bert, SHAPE, SHAPE.full()) - plan.prunable(bert, SHAPE, kept)
     assert gone > 0
 
 

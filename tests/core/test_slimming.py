@@ -36,7 +36,7 @@ def shape(model: nn.Module) -> Shape:
 
 @pytest.fixture
 def inputs(tmp_path) -> dict[str, Tensor]:
-    return builders.examples(tmp_path).batch(range(8)).inputs
+    return builders.examples(tmp_path).batch(range(8)).named(bert.INPUTS)
 
 
 def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -142,6 +142,12 @@ def test_a_prefix_of_shared_weights_is_the_slim_model_and_moves_nothing_else(mod
         outside = torch.ones_like(gradient, dtype=torch.bool)
         outside[tuple(slice(0, n) for n in theirs[name].shape)] = False
         assert not gradient[outside].any(), name
+
+
+def test_sizes_that_a_family_has_no_use_for_stand_in_no_record(shape):
+    """A BERT's record, and so what every later stage is named by, is as it was before there were any."""
+    assert list(shape.stated()) == ["layers", "heads", "head_size", "neurons", "hidden", "labels"]
+    assert Shape(**shape.stated()) == shape
 
 
 def test_slimming_copies(model, shape):

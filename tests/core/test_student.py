@@ -137,6 +137,7 @@ def test_the_arms_of_equal_flops_spend_the_same_up_to_half_a_step(kind: str, run
 
 def test_the_reordered_teacher_has_its_units_in_descending_importance(runs) -> None:
     _, stages = runs["single"]
+    assert set(stages["importance"].summary["shape"]) == {"layers", "heads", "head_size", "neurons", "hidden", "labels"}
     rows = tables.read(stages["importance"].table("importance"))
     for layer in (0, 1):
         for axis in ("heads", "neurons"):
