@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from capgap_core import ladder as ladders
+from capgap_core import ladder as ladders, lm_model
 from capgap_core.kept_outputs import Kind
 from capgap_core.ladder import Cell, Ladder
 from capgap_core.lm_losses import ALONE, LmObjective
@@ -20,7 +20,7 @@ from capgap_core.training import Training
 
 
 class LmTraining(BaseModel):
-    """How every model of a grid is trained; matrices learn at a share of the rate (``lm_model``)."""
+    """How every model of a grid is trained; the learning rate is that of a width of ``lm_model.BASE``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -83,20 +83,21 @@ def _made(
     asked, seen = grid.training, rows_of(cell.tokens, grid.training.length, text)
     recipe = pretrain.Recipe(
         scratch=cell.student, length=asked.length, rows=seen, objective=grid.objective if teacher else ALONE,
-        training=resolved(asked, cell.tokens, seen, cell.seed), seed=cell.seed, keep=asked.keep if teacher else None,
+        training=resolved(asked, cell, seen), seed=cell.seed, keep=asked.keep if teacher else None,
         source=pretrain.Kept(rows=most_rows(grid, text) if teacher else 0),
     )  # fmt: skip
     inputs = {"text": text, **({"teacher": teacher} if teacher else {})}
     return call("pretrain", recipe, inputs, role=role, execution=grid.execution)
 
 
-def resolved(asked: LmTraining, tokens: int, rows: int, seed: int) -> Training:
-    """Return how a model is trained on so many tokens, which may be more than its rows hold."""
+def resolved(asked: LmTraining, cell: Cell, rows: int) -> Training:
+    """Return how a model is trained on its tokens, which may be more than so many rows hold."""
     per_epoch = -(-rows // asked.batch_size)
     return Training(
-        steps=max(1, round(tokens / (asked.length * asked.batch_size))), learning_rate=asked.learning_rate,
+        steps=max(1, round(cell.tokens / (asked.length * asked.batch_size))),
+        learning_rate=min(1.0, lm_model.rate(asked.learning_rate, cell.student)),
         batch_size=asked.batch_size, room=None, per_epoch=per_epoch, micro_batch=asked.batch_size,
-        weight_decay=asked.weight_decay, warmup=asked.warmup, clip=asked.clip, dtype=asked.dtype, seed=seed,
+        weight_decay=asked.weight_decay, warmup=asked.warmup, clip=asked.clip, dtype=asked.dtype, seed=cell.seed,
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 A ladder of sizes is a comparison only where none of them is trained worse than another. Matrices inside a block draw
 their first weights with a variance of 1 / fan-in, those that write into the residual stream divided by twice the
-layers, and learn at a rate of ``BASE`` / fan-in of the peak one: the rule of maximal update parametrisation for Adam
-(Yang et al., arXiv 2203.03466). Embeddings, which are the output matrix too, and normalisation learn at the peak rate.
+layers; embeddings, which are the output matrix too, with 1 / width. All weights learn at a rate proportional to
+1 / width. Maximal update parametrisation (Yang et al., arXiv 2203.03466) keeps that of embeddings the same for all
+widths; here they are the output matrix too, and small models lost up to 0.13 nats by it.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from capgap_core.machine import Precision
 from capgap_core.vocabulary_sums import Head
 
 BASE = 64
-"""The fan-in at which a matrix learns at the peak rate."""
+"""The width at which a model learns at the rate that is asked for."""
 WRITERS = ("o_proj", "down_proj")
 """Matrices whose output is added to the residual stream."""
 
@@ -87,9 +88,9 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def rates(model: nn.Module) -> dict[str, float]:
-    """Return the name of each parameter that does not learn at the peak rate → its share of that."""
-    return {f"{name}.weight": BASE / matrix.in_features for name, matrix in matrices(model)}
+def rate(peak: float, model: Sizes) -> float:
+    """Return the learning rate of a model of these sizes, where one of width ``BASE`` learns at ``peak``."""
+    return peak * BASE / model.hidden
 
 
 def said(model: PreTrainedModel, batch: LmBatch, *, dtype: Precision) -> Head:

@@ -6,7 +6,7 @@ pass. Here a row is moved when it is needed next, or at the end, by as much as a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,8 +30,6 @@ class AdamW(torch.optim.AdamW):
         The learning rate of each step.
     decay
         Of weights; biases and normalisation, which are the one-dimensional ones, have none.
-    shares
-        Name of a parameter → its learning rate as a share of that of the step; of others it is 1, as of lazy tables.
 
     Adam's step j takes lr_j c_j m_j / (√v_j + ε√(1 - β₂ʲ)) from a weight, with c_j = √(1 - β₂ʲ) / (1 - β₁ʲ). Without a
     gradient m and √v shrink by β₁ and √β₂ in each step, so that the steps s+1 to t take m_s / √v_s times the sum of
@@ -39,16 +37,12 @@ class AdamW(torch.optim.AdamW):
     these steps, so that all their decay acts on what is left. That ε grows beside a shrinking √v is left out.
     """
 
-    def __init__(
-        self, model: nn.Module, rates: Sequence[float], *, decay: float, shares: Mapping[str, float] | None = None
-    ) -> None:
-        own = shares or {}
-        held = [(own.get(name, 1.0), p) for name, p in model.named_parameters() if p.requires_grad]
+    def __init__(self, model: nn.Module, rates: Sequence[float], *, decay: float) -> None:
+        held = [p for p in model.parameters() if p.requires_grad]
         super().__init__(
             [
-                {"params": [p for s, p in held if s == share and wide == (p.dim() > 1)], "share": share,
-                 "weight_decay": decay if wide else 0.0}
-                for share in sorted({1.0, *(share for share, _ in held)}, reverse=True) for wide in (True, False)
+                {"params": [p for p in held if p.dim() > 1], "weight_decay": decay},
+                {"params": [p for p in held if p.dim() <= 1], "weight_decay": 0.0},
             ],
             lr=rates[0], betas=(BETA1, BETA2), eps=EPS, fused=True,
         )  # fmt: skip
@@ -89,7 +83,7 @@ class AdamW(torch.optim.AdamW):
         After the last one every row of every table is where it ends.
         """
         for group in self.param_groups:
-            group["lr"] = self._rates[step - 1] * group["share"]
+            group["lr"] = self._rates[step - 1]
         for table in self.tables:
             if table.grad is not None:
                 self._take(table, table.grad, step)

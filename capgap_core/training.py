@@ -1,7 +1,7 @@
 """One optimizer step and the loop around it: the only training loop of the project."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -137,19 +137,9 @@ LossOf = Callable[[Any, int], Iterable[list[Term]]]
 """Of a batch and the number of its step, yields the terms in groups; each is differentiated before the next."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a method needs of the loop, beside what a recipe says."""
-
-    fewest: int = 1
-    """Examples that its loss needs at once: no step and no micro-batch has less."""
-    shares: Mapping[str, float] = field(default_factory=dict)
-    """Name of a parameter → its learning rate as a share of that of the step."""
-
-
 def train(
     model: nn.Module, examples: Source, training: Training, loss_of: LossOf, *, device: torch.device, stage: str,
-    keeper: Keeper | None = None, needs: Needs | None = None,
+    keeper: Keeper | None = None, fewest: int = 1,
 ) -> Generator[Step, None, None]:  # fmt: skip
     """Train ``model`` in place and yield a record of every optimizer step, those before a checkpoint among them.
 
@@ -160,21 +150,21 @@ def train(
     change nothing but memory. Where steps have room for tokens, a few long examples or many short ones, it is divided
     by those of the epoch's mean step, so that each example or token weighs the same. AdamW without decay for biases and
     LayerNorm; the learning rate rises linearly for the ``warmup`` share of the steps and then falls linearly to zero
-    (MiniDisc, scripts). What differs for a method is in ``needs``.
+    (MiniDisc, scripts). Where a loss needs ``fewest`` examples at once, no step and no micro-batch has less.
 
     Raises
     ------
     NonFinite
         Before the optimizer step, where a loss or the norm of the gradient is NaN or infinite.
     """
-    keeper, needs = keeper if keeper is not None else Forgetful(), needs or Needs()
+    keeper = keeper if keeper is not None else Forgetful()
     rates = [training.learning_rate * _rate(step, training) for step in range(1, training.steps + 1)]
-    optimizer = AdamW(model, rates, decay=training.weight_decay, shares=needs.shares)
+    optimizer = AdamW(model, rates, decay=training.weight_decay)
     steps = keeper.restore(model, optimizer)
     yield from steps
     order = batches.endless(
         examples.lengths, batch_size=training.batch_size, room=training.room, seed=training.seed, skip=len(steps),
-        fewest=needs.fewest,
+        fewest=fewest,
     )  # fmt: skip
     before = seen = steps[-1].tokens if steps else 0
     clock = time.monotonic()
@@ -184,7 +174,7 @@ def train(
             index, per_epoch = next(order)
             with signals.deferred():
                 optimizer.ready(examples.words(index), step - 1)
-            totals = _differentiate(examples, index, per_epoch, training, loss_of, step, device, needs.fewest)
+            totals = _differentiate(examples, index, per_epoch, training, loss_of, step, device, fewest)
             terms, norm = _looked_at(totals, examples.lengths[index], optimizer, training.clip)
             _refuse_non_finite(stage, step, terms, norm, keeper.last)
             with signals.deferred():  # what is to be kept changes here only, as a whole

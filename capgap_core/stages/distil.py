@@ -14,7 +14,7 @@ from capgap_core.outputs import computed
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, ModelInput, Reference
-from capgap_core.training import Needs, Training, train
+from capgap_core.training import Training, train
 
 
 class Recipe(BaseModel):
@@ -62,7 +62,7 @@ def run(
         student.train()
         taken = train(
             student, examples, training, loss_of, device=device, stage="distil", keeper=keeper,
-            needs=Needs(fewest=2 if recipe.mixup else 1),
+            fewest=2 if recipe.mixup else 1,
         )  # fmt: skip
         done, tokens = log.follow(taken)
         models.save(models.moved(student.eval(), "cpu"), models.model_folder(start), out_dir / "model")

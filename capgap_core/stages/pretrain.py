@@ -16,7 +16,7 @@ from capgap_core.machine import ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, Reference
-from capgap_core.training import Needs, Training, train
+from capgap_core.training import Training, train
 
 
 class Kept(BaseModel):
@@ -68,8 +68,7 @@ def run(
         keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
         model.train()
-        needs = Needs(shares=lm_model.rates(model))
-        taken = train(model, rows, training, loss_of, device=device, stage="pretrain", keeper=keeper, needs=needs)
+        taken = train(model, rows, training, loss_of, device=device, stage="pretrain", keeper=keeper)
         done, tokens = log.follow(taken)
         found = lm_parts.measured(model, text, recipe.length, device=device)
         lm_parts.write(out_dir / "held_out.parquet", found)

@@ -22,7 +22,7 @@ from capgap_core.outputs import Computed, Stock
 from capgap_core.records import Reference
 from capgap_core.steps import task_loss
 from capgap_core.targets import live
-from capgap_core.training import Needs, Term, train
+from capgap_core.training import Term, train
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 4, 1, 7, 9)
@@ -252,6 +252,6 @@ def test_no_example_is_mixed_with_itself(tmp_path: Path, size: int, micro: int, 
         seen.append(len(batch.index))
         yield [Term(name="any", total=model.classifier.weight.sum(), per="examples")]
 
-    list(train(model, part, made, loss_of, device=CPU, stage="distil", needs=Needs(fewest=2)))
+    list(train(model, part, made, loss_of, device=CPU, stage="distil", fewest=2))
     assert min(seen) >= 2
     assert sum(seen) >= 23
