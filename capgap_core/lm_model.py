@@ -4,7 +4,7 @@ A ladder of sizes is a comparison only where none of them is trained worse than 
 their first weights with a variance of 1 / fan-in, those that write into the residual stream divided by twice the
 layers; embeddings, which are the output matrix too, with 1 / width. All weights learn at a rate proportional to
 1 / width. Maximal update parametrisation (Yang et al., arXiv 2203.03466) keeps that of embeddings the same for all
-widths; here they are the output matrix too, and small models lost up to 0.13 nats by it.
+widths; here they are the output matrix too, and small models learned worse by it.
 """
 
 from collections.abc import Iterator

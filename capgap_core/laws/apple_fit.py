@@ -42,7 +42,7 @@ BOUNDS = {
 FEWEST = {"student": (3, "sizes of student"), "tokens": (2, "token budgets"), "teacher": (4, "teachers")}
 """Column of the cells → how many different values it has at least, and what they are."""
 REACH = 3.0
-"""How many times beyond the measured teachers the best one is looked for."""
+"""How many times beyond what was measured a law is still asked."""
 
 
 _Law = Callable[..., tuple[Floats, Floats]]

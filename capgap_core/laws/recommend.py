@@ -11,10 +11,9 @@ from functools import partial
 import numpy as np
 
 from capgap_core.laws.apple import PUBLISHED_DISTILLED, PUBLISHED_SUPERVISED
+from capgap_core.laws.apple_fit import REACH
 from capgap_core.laws.line import PUBLISHED_INTERCEPT, PUBLISHED_SLOPE
 
-REACH = 3.0
-"""How many times beyond what was measured a law is still asked."""
 TEACHER_TOKENS = 20.0
 """Tokens for each parameter of a teacher, where none are given."""
 
