@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from capgap_core.lm_model import Sizes
+from capgap_core.lm_recipes import Sizes
 from capgap_core.markdown import short
+from capgap_core.recipes import Recipe
 
 HEAD = 16
 """Width of an attention head."""
@@ -27,22 +28,28 @@ FEWEST_TOKENS, MOST_EPOCHS = 10.0, 4.0
 """A teacher with fewer tokens for each parameter, or that has seen its text more often, is limited by its data."""
 
 
-Above = Annotated[float, Field(gt=0)]
+Size = Annotated[float, Field(gt=0, le=1e12)]
+Amounts = Annotated[tuple[Size, ...], Field(min_length=1, max_length=64)]
 
 
-class Ladder(BaseModel):
-    """Sizes, tokens and seeds of a grid."""
+class Ladder(Recipe):
+    """Sizes, tokens and seeds of a grid; sizes are parameters outside the embeddings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    teachers: Amounts = Field(default=(5e4, 1e5, 2e5, 4e5), description="Sizes of the teachers that are trained here.")
+    students: Amounts = Field(default=(2.5e4, 3.8e4, 5.6e4), description="Sizes of the students.")
+    teacher_tokens: float = Field(
+        default=10.0, gt=0, le=1e6, description="Tokens that a teacher sees for each of its parameters."
+    )
+    budgets: Amounts = Field(default=(20.0,), description="Tokens that a student sees for each of its parameters.")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
+        default=(1, 2), min_length=1, max_length=64,
+        description="Draw first weights and the order of the text; teachers have the first.",
+    )  # fmt: skip
 
-    teachers: tuple[Above, ...] = Field(min_length=1)
-    """Parameters outside the embeddings."""
-    students: tuple[Above, ...] = Field(min_length=1)
-    teacher_tokens: float = Field(default=20.0, gt=0)
-    """For each parameter of a teacher."""
-    budgets: tuple[Above, ...] = Field(default=(100.0,), min_length=1)
-    """Tokens for each parameter of a student."""
-    seeds: tuple[int, ...] = Field(default=(1, 2), min_length=1)
+    @field_validator("teachers", "students", "budgets", "seeds", mode="before")
+    @classmethod
+    def _one(cls, given: object) -> object:
+        return (given,) if isinstance(given, int | float) else given
 
     @model_validator(mode="after")
     def _distinct(self) -> "Ladder":

@@ -3,38 +3,15 @@
 import math
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from capgap_core import ladder as ladders, lm_model
-from capgap_core.kept_outputs import Kind
 from capgap_core.ladder import Cell, Ladder
-from capgap_core.lm_losses import ALONE, LmObjective
-from capgap_core.lm_model import Sizes
-from capgap_core.machine import Precision
+from capgap_core.lm_recipes import ALONE, LmObjective, LmTraining, Sizes
 from capgap_core.markdown import short
 from capgap_core.method import Caller
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
 from capgap_core.stages import law as law_stage, pretrain, text as text_stage
 from capgap_core.training import Training
-
-
-class LmTraining(BaseModel):
-    """How every model of a grid is trained; the learning rate is that of a width of ``lm_model.BASE``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    length: int = Field(default=128, ge=8, le=8192)
-    """Tokens of a row."""
-    batch_size: int = Field(default=16, ge=1)
-    """Rows of a step."""
-    learning_rate: float = Field(default=1e-2, gt=0, le=1)
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    weight_decay: float = Field(default=0.01, ge=0, le=1)
-    clip: float = Field(default=1.0, gt=0)
-    dtype: Precision = "float32"
-    keep: Kind | None = "bfloat16"
-    """The type in which teachers' last hidden states are kept; null: they are asked at every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +61,7 @@ def _made(
     recipe = pretrain.Recipe(
         scratch=cell.student, length=asked.length, rows=seen, objective=grid.objective if teacher else ALONE,
         training=resolved(asked, cell, seen), seed=cell.seed, keep=asked.keep if teacher else None,
+        held_out_rows=asked.held_out_rows,
         source=pretrain.Kept(rows=most_rows(grid, text) if teacher else 0),
     )  # fmt: skip
     inputs = {"text": text, **({"teacher": teacher} if teacher else {})}

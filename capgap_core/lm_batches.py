@@ -87,7 +87,9 @@ class LmRows:
             keep=torch.from_numpy(rows.keep.flatten()), document=rows.document[:, :-1].flatten(),
         )  # fmt: skip
 
-    def in_order(self, batch_size: int) -> Iterator[LmBatch]:
-        """Yield every row once."""
-        for start in range(0, len(self), batch_size):
-            yield self.batch(np.arange(start, min(start + batch_size, len(self))))
+    def spread(self, batch_size: int, *, most: int | None = None) -> Iterator[LmBatch]:
+        """Yield every row once, in their order; at most so many of them, evenly spread."""
+        count = len(self) if most is None else min(most, len(self))
+        places = np.arange(count) * len(self) // count
+        for start in range(0, count, batch_size):
+            yield self.batch(places[start : start + batch_size])

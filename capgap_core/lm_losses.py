@@ -3,16 +3,15 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from capgap_core.lm_batches import LmBatch, LmRows
 from capgap_core.lm_model import said
+from capgap_core.lm_recipes import LmObjective
 from capgap_core.machine import Precision
 from capgap_core.training import LossOf, Term
 from capgap_core.vocabulary_losses import linear_cross_entropy, linear_divergence, linear_reverse_divergence
@@ -26,30 +25,6 @@ ALL = -1
 
 AskLm = Callable[[LmBatch], Head | Tensor | Known]
 """What a teacher says of a batch: its last hidden states with its output matrix, its logits, or some of them."""
-
-
-class LmObjective(BaseModel):
-    """The weight of each term of the loss, none of it for 0: pure distillation is the default (arXiv 2502.08606)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    labels: float = Field(default=0.0, ge=0)
-    """Of the cross-entropy with the text."""
-    prediction: float = Field(default=1.0, ge=0)
-    """Of the divergence from the teacher's predictions."""
-    divergence: Literal["forward", "reverse"] = "forward"
-    """forward: KL(teacher || student); reverse: KL(student || teacher) (MiniLLM, arXiv 2306.08543)."""
-    temperature: float = Field(default=1.0, gt=0)
-
-    @model_validator(mode="after")
-    def _something(self) -> "LmObjective":
-        if not self.labels and not self.prediction:
-            raise ValueError("labels and prediction weigh nothing: nothing would be learned")
-        return self
-
-
-ALONE = LmObjective(labels=1.0, prediction=0.0)
-"""What a model learns from without a teacher."""
 
 
 def loss_of(model: PreTrainedModel, ask: AskLm | None, objective: LmObjective, *, dtype: Precision) -> LossOf:
@@ -100,8 +75,9 @@ class HeldOut:
 
 
 def held_out(
-    model: PreTrainedModel, rows: LmRows, sources: np.ndarray, byte_lengths: np.ndarray | None, *, device: torch.device
-) -> dict[int, HeldOut]:
+    model: PreTrainedModel, rows: LmRows, sources: np.ndarray, byte_lengths: np.ndarray | None, *,
+    device: torch.device, most: int | None = None,
+) -> dict[int, HeldOut]:  # fmt: skip
     """Return the loss of a model on the documents of each source, in fp32 and evaluation mode, and ``ALL`` of them.
 
     Parameters
@@ -110,11 +86,13 @@ def held_out(
         The source of each document, ``(documents,)``, numbers from 0.
     byte_lengths
         Bytes that each token stands for, ``(vocabulary,)``; null where they are not known.
+    most
+        Only so many rows are measured on, evenly spread; null: all.
     """
     model, kinds = model.eval(), int(sources.max()) + 1
     found: list[np.ndarray] = []
     with torch.inference_mode():
-        for batch in rows.in_order(BATCH):
+        for batch in rows.spread(BATCH, most=most):
             held = batch.to(device)
             lost = _losses(said(model, held, dtype="float32"), held).double().cpu().numpy()
             keep, targets = batch.keep.numpy(), batch.targets.numpy()

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from capgap_core import machine
 from capgap_core.lm_batches import LmBatch
+from capgap_core.lm_recipes import Sizes
 from capgap_core.machine import Precision
 from capgap_core.vocabulary_sums import Head
 
@@ -24,24 +24,6 @@ BASE = 64
 """The width at which a model learns at the rate that is asked for."""
 WRITERS = ("o_proj", "down_proj")
 """Matrices whose output is added to the residual stream."""
-
-
-class Sizes(BaseModel):
-    """The shape of a decoder of LLaMA's kind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    neurons: int
-
-    def parameters(self) -> int:
-        """Return the parameters outside the embeddings."""
-        keys = self.kv_heads * (self.hidden // self.heads)
-        block = 2 * self.hidden**2 + 2 * self.hidden * keys + 3 * self.hidden * self.neurons + 2 * self.hidden
-        return self.layers * block + self.hidden
 
 
 def scratch(sizes: Sizes, *, vocabulary: int, context: int, end: int, seed: int) -> PreTrainedModel:

@@ -45,13 +45,21 @@ def rows(text: Reference, part: str, length: int, *, first: int | None = None) -
     return LmRows(Stream(ids, starts, length))
 
 
-def measured(model: PreTrainedModel, text: Reference, length: int, *, device: torch.device) -> list[Measured]:
-    """Return what a model loses on the valid and the test part, of each source and of all."""
+def measured(
+    model: PreTrainedModel, text: Reference, length: int, *, most: int | None, device: torch.device
+) -> list[Measured]:
+    """Return what a model loses on the valid and the test part, of each source and of all.
+
+    Parameters
+    ----------
+    most
+        Rows of a part that are measured on, evenly spread; null: all.
+    """
     sizes, names = _byte_lengths(text), text.summary["sources"]
     found: list[Measured] = []
     for part in HELD_OUT:
         sources = pq.read_table(text.table(part), columns=["source"])["source"].to_numpy()
-        lost = held_out(model, rows(text, part, length), sources, sizes, device=device)
+        lost = held_out(model, rows(text, part, length), sources, sizes, device=device, most=most)
         told = {source: one for source, one in lost.items() if source == ALL or len(lost) > 2}
         found += [
             Measured(part=part, source=None if source == ALL else names[source], held_out=one)

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 from capgap_core import checkpoints, lm_losses, lm_model, lm_parts, models, steps
 from capgap_core.kept_outputs import Kind
-from capgap_core.lm_losses import LmObjective
-from capgap_core.lm_model import Sizes
+from capgap_core.lm_recipes import LmObjective, Sizes
 from capgap_core.lm_teaching import BATCH, Keeping, asked
 from capgap_core.machine import ready
 from capgap_core.progress import Progress
@@ -41,6 +40,8 @@ class Recipe(BaseModel):
     """Rows of the training part that are seen, the first of them: epochs are passes over these."""
     keep: Kind | None = None
     """The type in which the teacher's last hidden states are kept, to be asked for once; null: at every step."""
+    held_out_rows: int | None = None
+    """Rows of each part that it is measured on, evenly spread; null: all."""
     objective: LmObjective
     training: Training
     seed: int
@@ -70,7 +71,7 @@ def run(
         model.train()
         taken = train(model, rows, training, loss_of, device=device, stage="pretrain", keeper=keeper)
         done, tokens = log.follow(taken)
-        found = lm_parts.measured(model, text, recipe.length, device=device)
+        found = lm_parts.measured(model, text, recipe.length, most=recipe.held_out_rows, device=device)
         lm_parts.write(out_dir / "held_out.parquet", found)
         models.save(models.moved(model.eval(), "cpu"), text.folder / "model", out_dir / "model")
     return Made(summary=_summary(model, rows.lengths.sum().item(), tokens, found), steps_trained=done, tokens=tokens,

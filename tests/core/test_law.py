@@ -10,7 +10,7 @@ from capgap_core import law, report_law, tables
 from capgap_core.build import build
 from capgap_core.ladder import Ladder
 from capgap_core.laws import simulate
-from capgap_core.lm_losses import LmObjective
+from capgap_core.lm_recipes import LmObjective, LmTraining
 from capgap_core.progress import Silent
 from capgap_core.recipes import Execution
 from capgap_core.records import Reference
@@ -24,7 +24,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> law.Grid:
     root = tmp_path_factory.mktemp("grid")
     return law.Grid(
         text=text_recipe(root, write_text(root, documents=300)), ladder=LADDER,
-        training=law.LmTraining(length=32, batch_size=32), objective=LmObjective(),
+        training=LmTraining(length=32, batch_size=32), objective=LmObjective(),
         execution=Execution(root=str(root), threads=1),
     )  # fmt: skip
 

@@ -9,8 +9,7 @@ import torch
 
 from capgap_core import lm_losses, lm_model
 from capgap_core.lm_batches import LmRows
-from capgap_core.lm_losses import ALONE, LmObjective
-from capgap_core.lm_model import Sizes
+from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
 from capgap_core.lm_rows import Stream
 from capgap_core.training import Training, train
 

@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from capgap_core import lm_model, lm_parts, lm_teaching, tables
 from capgap_core.build import build
 from capgap_core.errors import StageFailed
-from capgap_core.lm_losses import ALONE, LmObjective
-from capgap_core.lm_model import Sizes
+from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
 from capgap_core.progress import Silent
 from capgap_core.recipes import Execution
 from capgap_core.records import Reference
