@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from capgap_core import ladder as ladders, lm_model
 from capgap_core.ladder import Cell, Ladder
-from capgap_core.lm_recipes import ALONE, LmObjective, LmTraining, Sizes
+from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
 from capgap_core.markdown import short
 from capgap_core.method import Caller
 from capgap_core.recipes import Execution
+from capgap_core.recipes_law import LmTraining
 from capgap_core.records import Input, Reference
 from capgap_core.stages import law as law_stage, pretrain, text as text_stage
 from capgap_core.training import Training

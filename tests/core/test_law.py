@@ -10,9 +10,10 @@ from capgap_core import law, report_law, tables
 from capgap_core.build import build
 from capgap_core.ladder import Ladder
 from capgap_core.laws import simulate
-from capgap_core.lm_recipes import LmObjective, LmTraining
+from capgap_core.lm_recipes import LmObjective
 from capgap_core.progress import Silent
 from capgap_core.recipes import Execution
+from capgap_core.recipes_law import LmTraining
 from capgap_core.records import Reference
 from capgap_core.stages import law as law_stage
 
