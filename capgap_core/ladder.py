@@ -22,6 +22,8 @@ HEAD = 16
 ASPECT = 32
 """Hidden width for each layer."""
 WIDEST = 4096
+BASE = 64
+"""The width at which a model learns at the rate that is asked for."""
 FURTHEST = 1.5
 """Most that a shape may be larger or smaller than the size that is asked for."""
 FEWEST_TOKENS, MOST_EPOCHS = 10.0, 4.0
@@ -101,6 +103,11 @@ def _distance(sizes: Sizes, parameters: float) -> float:
     """Return how far a shape is from a size, and a little of how far it is from the usual aspect."""
     aspect = math.log(sizes.hidden / (ASPECT * sizes.layers))
     return abs(math.log(sizes.parameters() / parameters)) + 0.15 * abs(aspect)
+
+
+def rate(peak: float, model: Sizes) -> float:
+    """Return the learning rate of a model of these sizes, where one of width ``BASE`` learns at ``peak``."""
+    return peak * BASE / model.hidden
 
 
 def teachers(ladder: Ladder) -> list[tuple[Sizes, int]]:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from capgap_core import ladder as ladders, lm_model
+from capgap_core import ladder as ladders
 from capgap_core.ladder import Cell, Ladder
 from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
 from capgap_core.markdown import short
@@ -74,7 +74,7 @@ def resolved(asked: LmTraining, cell: Cell, rows: int) -> Training:
     per_epoch = -(-rows // asked.batch_size)
     return Training(
         steps=max(1, round(cell.tokens / (asked.length * asked.batch_size))),
-        learning_rate=min(1.0, lm_model.rate(asked.learning_rate, cell.student)),
+        learning_rate=ladders.rate(asked.learning_rate, cell.student),
         batch_size=asked.batch_size, room=None, per_epoch=per_epoch, micro_batch=asked.batch_size,
         weight_decay=asked.weight_decay, warmup=asked.warmup, clip=asked.clip, dtype=asked.dtype, seed=cell.seed,
     )  # fmt: skip

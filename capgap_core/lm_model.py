@@ -20,8 +20,6 @@ from capgap_core.lm_recipes import Sizes
 from capgap_core.machine import Precision
 from capgap_core.vocabulary_sums import Head
 
-BASE = 64
-"""The width at which a model learns at the rate that is asked for."""
 WRITERS = ("o_proj", "down_proj")
 """Matrices whose output is added to the residual stream."""
 
@@ -68,11 +66,6 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".layers." in name:
             yield name, module
-
-
-def rate(peak: float, model: Sizes) -> float:
-    """Return the learning rate of a model of these sizes, where one of width ``BASE`` learns at ``peak``."""
-    return peak * BASE / model.hidden
 
 
 def said(model: PreTrainedModel, batch: LmBatch, *, dtype: Precision) -> Head:

@@ -24,7 +24,7 @@ class TextRecipe(Recipe):
         default=None, ge=300, le=200_000, description="Tokens of a BPE that is trained here; null: 4,096."
     )
     seed: int = Field(
-        default=0, ge=0, lt=2**31, description="Draws the documents that are held out where no part is, and their order."
+        default=0, ge=0, lt=2**31, description="Draws the documents held out where no part is, and their order."
     )  # fmt: skip
 
 

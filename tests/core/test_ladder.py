@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from capgap_core import ladder, lm_model
 from capgap_core.ladder import Ladder, sizes_for
+from capgap_core.lm_recipes import Sizes
 
 
 @given(st.floats(2e3, 3e8))
@@ -70,3 +71,8 @@ def test_teachers_that_are_limited_by_their_data_are_told() -> None:
     assert not ladder.data_limited(9.97, 1.0), "ten for each parameter, but for the first tokens of documents"
     assert ladder.data_limited(20.0, 4.1)
     assert not ladder.data_limited(10.0, 4.0)
+
+
+def test_wider_models_learn_at_a_lower_rate() -> None:
+    shapes = [Sizes(layers=1, hidden=hidden, heads=2, kv_heads=2, neurons=32) for hidden in (32, 64, 128)]
+    assert [ladder.rate(1e-2, shape) for shape in shapes] == [2e-2, 1e-2, 5e-3]

@@ -173,8 +173,3 @@ def test_a_model_from_scratch_is_its_seed_and_begins_near_the_uniform_loss() -> 
         model = model_of(Sizes(layers=2, hidden=hidden, heads=4, kv_heads=4, neurons=2 * hidden))
         found = lost_on(model, rows_of(documents(200)))
         assert found.nats == pytest.approx(math.log(END + 1) + 0.5, abs=0.25)
-
-
-def test_wider_models_learn_at_a_lower_rate() -> None:
-    shapes = [Sizes(layers=1, hidden=hidden, heads=2, kv_heads=2, neurons=32) for hidden in (32, 64, 128)]
-    assert [lm_model.rate(1e-2, shape) for shape in shapes] == [2e-2, 1e-2, 5e-3]
