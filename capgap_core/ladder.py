@@ -37,12 +37,14 @@ Amounts = Annotated[tuple[Size, ...], Field(min_length=1, max_length=64)]
 class Ladder(Recipe):
     """Sizes, tokens and seeds of a grid; sizes are parameters outside the embeddings."""
 
-    teachers: Amounts = Field(default=(5e4, 1e5, 2e5, 4e5), description="Sizes of the teachers that are trained here.")
-    students: Amounts = Field(default=(2.5e4, 3.8e4, 5.6e4), description="Sizes of the students.")
+    teachers: Amounts = Field(
+        default=(5.6e4, 9.8e4, 2e5, 3.3e5), description="Sizes of the teachers that are trained here."
+    )
+    students: Amounts = Field(default=(2.5e4, 5.6e4, 9.8e4), description="Sizes of the students.")
     teacher_tokens: float = Field(
         default=10.0, gt=0, le=1e6, description="Tokens that a teacher sees for each of its parameters."
     )
-    budgets: Amounts = Field(default=(20.0,), description="Tokens that a student sees for each of its parameters.")
+    budgets: Amounts = Field(default=(10.0,), description="Tokens that a student sees for each of its parameters.")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         default=(1, 2), min_length=1, max_length=64,
         description="Draw first weights and the order of the text; teachers have the first.",

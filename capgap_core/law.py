@@ -1,13 +1,21 @@
-"""The grid of a law: teachers and students of a ladder, each trained once, and what their losses say."""
+"""The law of a capacity gap: teachers and students of a ladder, each trained once, and what their losses say."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
 
 from capgap_core import ladder as ladders
+from capgap_core.given_text import VOCABULARY
 from capgap_core.ladder import Cell, Ladder
 from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
 from capgap_core.markdown import short
-from capgap_core.method import Caller
+from capgap_core.method import Caller, command_of, within_memory
+from capgap_core.outcome import Outcome
+from capgap_core.outcome_law import measured_on, outcome_of
+from capgap_core.preflight import CheckedLaw
 from capgap_core.recipes import Execution
 from capgap_core.recipes_law import LmTraining
 from capgap_core.records import Input, Reference
@@ -24,9 +32,47 @@ class Grid:
     training: LmTraining
     objective: LmObjective
     execution: Execution
+    dataset: str
+    """Its name, for the report."""
+    command: str
+    """Asks for the same grid."""
 
 
-def follow(grid: Grid, call: Caller) -> Reference:
+def follow(checked: CheckedLaw, call: Caller) -> Outcome:
+    """Run the chain on checked parameters: train every model of the grid, and fit the laws."""
+    made: list[tuple[str, Reference]] = []
+
+    def noted(
+        stage: str, recipe: BaseModel, inputs: Mapping[str, Input], *, role: str, execution: Execution
+    ) -> Reference:
+        reference = within_memory(call, stage, recipe, inputs, role=role, execution=execution)
+        made.append((role, reference))
+        return reference
+
+    fill(grid_of(checked), noted)
+    return outcome_of(made)
+
+
+def grid_of(checked: CheckedLaw) -> Grid:
+    """Return the grid that is asked for."""
+    p, text = checked.parameters, checked.text
+    own = text.tokenizer in ("bytes", "trained")
+    source = text_stage.Source(
+        dataset=p.dataset, splits=p.data.splits, cache=str(Path(p.run.root or ".") / "cache"),
+        tokenizer=None if own else str(Path(p.data.tokenizer).expanduser().absolute()),
+    )  # fmt: skip
+    recipe = text_stage.Recipe(
+        content=text.content, column=p.data.text_columns, tokenizer=text.tokenizer,
+        vocabulary=(p.data.vocabulary or VOCABULARY) if text.tokenizer == "trained" else None, seed=p.data.seed,
+        source=source,
+    )  # fmt: skip
+    return Grid(
+        text=recipe, ladder=p.ladder, training=p.training, objective=p.objective, execution=p.run,
+        dataset=text.name, command=command_of(checked.flow, p),
+    )  # fmt: skip
+
+
+def fill(grid: Grid, call: Caller) -> Reference:
     """Train every teacher and every student of the grid, and fit the laws; return the stage ``law``."""
     text = call("text", grid.text, {}, role="", execution=grid.execution)
     teachers: dict[Sizes, Reference] = {}
@@ -48,6 +94,7 @@ def follow(grid: Grid, call: Caller) -> Reference:
             for cell in cells
         ),
         teacher_tokens=grid.ladder.teacher_tokens,
+        said=law_stage.Said(dataset=grid.dataset, command=grid.command, measured=measured_on(made[0])),
     )  # fmt: skip
     inputs: dict[str, Input] = {f"teacher_{i}": made for i, made in enumerate(teachers.values())}
     inputs |= {f"cell_{i}": one for i, one in enumerate(made)}

@@ -40,6 +40,21 @@ class Caller(Protocol):
         ...
 
 
+def within_memory(
+    call: Caller, stage: str, recipe: BaseModel, inputs: Mapping[str, Input], *, role: str, execution: Execution
+) -> Reference:
+    """Return a stage, made with half the micro-batch as often as memory lacks, where ``run.auto_batch`` allows it."""
+    while True:
+        try:
+            return call(stage, recipe, inputs, role=role, execution=execution)
+        except OutOfMemory:
+            smaller = _halved(recipe) if execution.auto_batch else None
+            if smaller is None:
+                raise
+        recipe = smaller
+        machine.free_memory()  # out of the handler, which would keep what filled it
+
+
 class Method:
     """Turns what the user asked for into the recipe of each stage, and remembers what was made.
 
@@ -59,18 +74,9 @@ class Method:
         self._training: dict[str, Training] = {}
 
     def _stage(self, stage: str, role: str, recipe: BaseModel, **inputs: Input) -> Reference:
-        while True:
-            try:
-                made = self._call(stage, recipe, inputs, role=role, execution=self.p.run)
-            except OutOfMemory:
-                smaller = _halved(recipe) if self.p.run.auto_batch else None
-                if smaller is None:
-                    raise
-            else:
-                self.made.append((role, made))
-                return made
-            recipe = smaller
-            machine.free_memory()  # out of the handler, which would keep what filled it
+        made = within_memory(self._call, stage, recipe, inputs, role=role, execution=self.p.run)
+        self.made.append((role, made))
+        return made
 
     def _train(self, asked: TrainRecipe, arm: budget.Arm, hidden: int) -> Training:
         dtype = precision(asked.dtype, self.device, hidden=hidden)

@@ -6,10 +6,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from capgap_core.recipes import Minidisc
+from capgap_core.recipes_law import Law
 from capgap_core.recipes_mixkd import Mixkd
 
-RECIPES: dict[str, type[BaseModel]] = {"minidisc": Minidisc, "mixkd": Mixkd}
-CHAINS = {"minidisc": "capgap_core.chain", "mixkd": "capgap_core.mixkd"}
+RECIPES: dict[str, type[BaseModel]] = {"minidisc": Minidisc, "mixkd": Mixkd, "law": Law}
+CHAINS = {"minidisc": "capgap_core.chain", "mixkd": "capgap_core.mixkd", "law": "capgap_core.law"}
 """Name of a flow → the module whose ``follow`` runs its stages."""
 
 

@@ -12,16 +12,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from capgap_core import parts
+from capgap_core import given_text, parts
 from capgap_core.across import across, beside
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_mixkd import Given, look
 from capgap_core.given_teacher import GivenTeacher, inspect
+from capgap_core.given_text import GivenText
 from capgap_core.loading import Cache
 from capgap_core.methods import RECIPES
 from capgap_core.reading import read_corpus
 from capgap_core.recipes import Execution
+from capgap_core.recipes_law import Law
 from capgap_core.recipes_mixkd import Mixkd
 
 READING = {
@@ -32,8 +34,17 @@ READING = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckedLaw:
+    """The parameters of ``capgap/law`` after every check, with what was read on the way."""
+
+    flow: str
+    parameters: Law
+    text: GivenText
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A run's parameters after every check, with what was read on the way."""
+    """The parameters of any other flow after every check, with what was read on the way."""
 
     flow: str
     parameters: Any
@@ -48,8 +59,8 @@ class Checked:
 Within = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 
-def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: Within | None = None) -> Checked:
-    """Return the checked parameters of a flow.
+def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: Within | None = None) -> Any:
+    """Return the checked parameters of a flow: ``Checked``, and of ``law`` ``CheckedLaw``.
 
     Parameters
     ----------
@@ -71,12 +82,24 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
         unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
         root = None if unwritable else p.run.root
         with within(Path(root)) if within and root else contextlib.nullcontext(), _cache(root) as cache:
-            return _looked_at(flow, p, wrong, faults + unwritable, root, cache)
+            faults += unwritable + (_device(p.run) if not wrong & {"run", "run.device"} else [])
+            if isinstance(p, Law):
+                return _law_looked_at(flow, p, wrong, faults, cache)
+            return _looked_at(flow, p, wrong, faults, root, cache)
+
+
+def _law_looked_at(flow: str, p: Law, wrong: set[str], faults: list[Fault], cache: Cache) -> CheckedLaw:
+    """Return what has been checked after a look at the text and its tokenizer."""
+    text, found = given_text.look(p, wrong, cache=cache)
+    faults += found
+    if faults or text is None:
+        raise InputFaults(faults)
+    cache.keep()
+    return CheckedLaw(flow=flow, parameters=p, text=text)
 
 
 def _looked_at(flow: str, p: Any, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache) -> Checked:
-    """Return what has been checked after a look at the device, the data set and the teacher."""
-    faults += _device(p.run) if not wrong & {"run", "run.device"} else []
+    """Return what has been checked after a look at the data set and the teacher."""
     corpus: Corpus | None = None
     teacher: GivenTeacher | None = None
     if not wrong & READING:

@@ -27,11 +27,13 @@ ROWS = {"train": 3000, "calibration": 128, "selection": 256, "evaluation": 256}
 """Rows of each part that are looked at."""
 COUNTED = {"importance": "calibration", "candidates": "selection"}
 """Stage → the part whose rows it goes through once; an evaluation names its own."""
-DATA, REPORTS = ("data", "part"), ("report", "ablation")
+DATA, REPORTS = ("data", "part"), ("report", "ablation", "law")
 LABELLED = "pseudo_labels"
 """Gives rows that later stages take, as ``DATA`` do, and is made whole: a teacher's one look at each text."""
-STEPS = {"teacher": 18, "sandwich": 16, "distil": 40}
+STEPS = {"teacher": 18, "sandwich": 16, "distil": 40, "pretrain": 20}
 """Stage → most steps of its training that are taken."""
+LM_ROWS, LM_HELD_OUT = 512, 2000
+"""Rows that a language model is tried on, and those of each held-out part that it is measured on."""
 FIRST = 6
 """Steps of a training that are passed over: in them kernels are compiled and memory is taken."""
 
@@ -119,6 +121,10 @@ class _Trial:
         """Return a stage that was made small, or the data whole."""
         self._progress.message(f"trying {stage} {role}".rstrip())
         began = time.monotonic()
+        if stage == "text":
+            return self._whole(stage, role, recipe, began)
+        if stage == "pretrain":
+            return self._language_model(recipe, inputs, role)
         if stage in DATA or stage == LABELLED:
             where = self._real if stage in DATA else self._trial  # labels of a teacher that is thrown away, too
             whole = build(stage, recipe, inputs, execution=where, progress=self._progress)
@@ -140,6 +146,30 @@ class _Trial:
         if role == "direct" and getattr(recipe, "keep", None) is not None:
             live = recipe.model_copy(update={"keep": None})
             self.preview.live_step_seconds, *_ = self._watched(stage, live, given, share)
+        return made
+
+    def _whole(self, stage: str, role: str, recipe: BaseModel, began: float) -> Reference:
+        whole = build(stage, recipe, {}, execution=self._real, progress=self._progress)
+        self._note(stage, role, whole.seconds if whole.reused else time.monotonic() - began)
+        return whole
+
+    def _language_model(self, recipe: Any, inputs: Mapping[str, Input], role: str) -> Reference:
+        """Return a model tried on few rows; one that differs in its seed or its tokens alone takes what it took."""
+        seen = min(recipe.rows, LM_ROWS)
+        measured = min(recipe.held_out_rows or LM_HELD_OUT, LM_HELD_OUT)
+        few = {"per_epoch": -(-seen // recipe.training.batch_size), "seed": 0}
+        small = recipe.model_copy(
+            update={
+                "rows": seen, "seed": 0, "source": type(recipe.source)(rows=seen), "held_out_rows": measured,
+                "training": recipe.training.model_copy(update=few),
+            }
+        )  # fmt: skip
+        step, outputs, rest, made = self._watched("pretrain", small, inputs, 1.0)
+        outputs *= max(recipe.rows, recipe.source.rows) / seen
+        steps = recipe.training.steps
+        self._note(
+            "pretrain", role, rest + outputs + steps * step, steps=steps, step_seconds=step, outputs_seconds=outputs
+        )
         return made
 
     def _trained(self, stage: str, recipe: Any, given: Mapping[str, Input], role: str, share: float) -> Reference:

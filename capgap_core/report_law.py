@@ -3,17 +3,37 @@
 Imports nothing that computes: what is said here cannot move a number.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from capgap_core.markdown import short, table
+from capgap_core.markdown import short, table, text
 
 Row = Mapping[str, Any]
+
+
+LARGEST = 200_000
+"""Bytes of a figure; one that does not fit stays beside the report."""
+CAPTIONS = {
+    "losses": "Loss of each student over its teacher",
+    "teachers": "Best teacher over the student",
+    "residuals": "What Apple's law misses",
+    "surface": "Apple's law over student and teacher",
+}
+DEMONSTRATION = "pysource"
+DEMONSTRATES = (
+    "> Small models of the source of Python's own library show that the machinery works. They are no law: of no model "
+    "that is used, and of no other text."
+)
 
 
 class Facts(TypedDict):
     """What is to be said."""
 
+    dataset: str
+    command: str
+    n: int
+    """Tokens on which every model was measured."""
     rows: Sequence[Row]
     """Of the table ``cells``."""
     optima: Sequence[Row]
@@ -21,26 +41,51 @@ class Facts(TypedDict):
     summary: Row
 
 
-def compose(facts: Facts) -> str:
+def compose(facts: Facts, figures: Mapping[str, bytes]) -> str:
     """Return the report as markdown, what it shows first."""
+    images = [
+        f"![{CAPTIONS[name]}](data:image/png;base64,{base64.b64encode(png).decode()})"
+        for name, png in figures.items()
+        if len(png) < LARGEST
+    ]
+    name = text(facts["dataset"])
     parts = [
-        "# Which teacher a student wants",
-        *_verdicts(facts),
-        f"## Teachers\n\n{_teachers(facts['rows'])}",
+        f"# Which teacher a student wants: {name}",
+        *([DEMONSTRATES] if facts["dataset"] == DEMONSTRATION else []),
+        *verdicts(facts["rows"], facts["summary"]),
+        f"Losses are nats for a token of the part test, {facts['n']:,} tokens of {name}; sizes are parameters outside "
+        "the embeddings.",
+        *images[:2],
         f"## Students\n\n{_students(facts)}",
+        "Each loss is a mean over seeds. A teacher is told to be the best one where both its neighbours are worse by "
+        "more than two standard errors; then a parabola through the teachers around it says where the best lies, with "
+        "a 90% interval.",
+        f"## Teachers\n\n{_teachers(facts['rows'])}",
         f"## Laws on students they have not seen\n\n{_rivals(facts['rivals'])}",
+        "Every size of student is left out in turn; a law that was fitted to the others names its teacher, of those "
+        "that were measured. The regret is what that teacher's student loses beyond the best one's.",
+        *images[2:],
+        f"## Again\n\n```sh\n{facts['command']}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _verdicts(facts: Facts) -> list[str]:
-    """Return what the grid allows to be said."""
-    summary, said = facts["summary"], []
+def verdicts(rows: Sequence[Row], summary: Row) -> list[str]:
+    """Return what the grid allows to be said.
+
+    Parameters
+    ----------
+    rows
+        Of the table ``cells``.
+    summary
+        Of the stage ``law``.
+    """
+    said = []
     if not summary["monotone"]:
         said.append(
             "**Larger teachers do not always lose less here: what looks like a gap in capacity may be poor teachers.**"
         )
-    limited = {row["parameters"] for row in facts["rows"] if row["role"] == "teacher" and row["data_limited"]}
+    limited = {row["parameters"] for row in rows if row["role"] == "teacher" and row["data_limited"]}
     if limited:
         names = ", ".join(short(size) for size in sorted(limited))
         why = "under 10 tokens for each parameter, or over 4 epochs"

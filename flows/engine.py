@@ -29,12 +29,15 @@ from tasks.evaluate import evaluate
 from tasks.first_layers import first_layers
 from tasks.importance import importance
 from tasks.latency import latency
+from tasks.law import law
 from tasks.part import part
+from tasks.pretrain import pretrain
 from tasks.pseudo_labels import pseudo_labels
 from tasks.report import report
 from tasks.sandwich import sandwich
 from tasks.stage_task import StageTask
 from tasks.teacher import teacher
+from tasks.text import text
 from tasks.tradeoff import tradeoff
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -55,6 +58,9 @@ STAGES: dict[str, StageTask] = {
     "first_layers": first_layers,
     "pseudo_labels": pseudo_labels,
     "ablation": ablation,
+    "text": text,
+    "pretrain": pretrain,
+    "law": law,
 }
 
 

@@ -8,7 +8,8 @@ def table(result: Mapping[str, Any]) -> str:
     """Return everything a user wants to see of a finished run, as plain text."""
     parts = [
         _heading(result),
-        grid(*_models(result)),
+        grid(*_without_empty(*_models(result))),
+        "\n".join(result.get("says", [])),
         _choice(result),
         f"steps_trained {result['steps_trained']}   {_stages(result['stages'])}   {result['seconds']:.1f} s",
         _paths(result),
@@ -76,7 +77,8 @@ def number(value: Any, style: str = ",.0f") -> str:
 
 
 def _heading(result: Mapping[str, Any]) -> str:
-    return f"{result['flow']}: {result['metric']} on {result['split']}, {result['n']} examples   run {result['run_id']}"
+    unit = "tokens" if result["metric"] == "nats" else "examples"
+    return f"{result['flow']}: {result['metric']} on {result['split']}, {result['n']:,} {unit}   run {result['run_id']}"
 
 
 def _models(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -101,6 +103,12 @@ def _models(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return heads, rows
+
+
+def _without_empty(heads: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns in which something stands."""
+    kept = [i for i in range(len(heads)) if any(row[i] != "-" for row in rows)]
+    return [heads[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _choice(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-FLOWS = {"minidisc": "flows.minidisc", "mixkd": "flows.mixkd"}
+FLOWS = {"minidisc": "flows.minidisc", "mixkd": "flows.mixkd", "law": "flows.law"}
 """Name of a deployment, and of its flow function → the module that holds the function."""
 
 

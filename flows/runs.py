@@ -185,7 +185,7 @@ def siblings(folder: RunFolder, result: Mapping[str, Any]) -> dict[int, Mapping[
     """
     own, lineage = _parameters(folder.flow, folder.path), _lineage(result)
     found: dict[int, Mapping[str, Any]] = {}
-    if own is None:
+    if own is None or "seed" not in type(own).model_fields:  # a law has several seeds of its own
         return found
     for held in results(folder.path.parents[1]):
         alike = held["run_id"] and held["flow"] == folder.flow and held["status"] == "completed"

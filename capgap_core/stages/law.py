@@ -1,6 +1,7 @@
 """Fit every law to the losses of a grid, hold them against each other, and say which teacher a student wants."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from capgap_core import report_law, tables
 from capgap_core.ladder import MOST_EPOCHS, data_limited
-from capgap_core.laws.apple_fit import AppleFit, fit_apple
+from capgap_core.laws.apple_fit import AppleFit
+from capgap_core.laws.fits import Fits, fits_of
 from capgap_core.laws.grid import Alone, Cells, Interval, NotEstimable
-from capgap_core.laws.line import Power, by_budget, fit_power
-from capgap_core.laws.optimum import Optimum, optima
+from capgap_core.laws.line import Power
+from capgap_core.laws.optimum import Optimum
 from capgap_core.laws.rivals import left_out
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
@@ -43,6 +45,17 @@ class Cell(BaseModel):
     seed: int
 
 
+class Said(BaseModel):
+    """What only the report says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    command: str
+    measured: int
+    """Tokens on which every model was measured."""
+
+
 class Recipe(BaseModel):
     """What the inputs ``teacher_<i>`` and ``cell_<i>`` are."""
 
@@ -51,32 +64,48 @@ class Recipe(BaseModel):
     teachers: tuple[Teacher, ...]
     cells: tuple[Cell, ...]
     teacher_tokens: float
+    said: Said
 
 
 def run(
     recipe: Recipe, inputs: Mapping[str, Input], out_dir: Path, *, execution: Execution, progress: Progress
 ) -> Made:
-    """Write ``cells``, ``optima``, ``rivals`` and ``report.md``."""
+    """Write ``cells``, ``optima``, ``rivals``, the figures and ``report.md``."""
     rows = _rows(recipe, inputs)
     tables.write(out_dir / "cells.parquet", "cells", rows)
     cells, alone = grid_of(rows)
     progress.message(f"{len(cells)} cells in the fits, {sum(row['data_limited'] for row in rows)} limited by data")
-    found = optima(cells) if len(cells) else []
-    powers = {budget: fit_power(of) for budget, of in by_budget(found).items()}
-    apple = (
-        fit_apple(cells, alone, teacher_tokens=recipe.teacher_tokens) if len(cells) else NotEstimable(why="no cells")
-    )
+    fits = fits_of(cells, alone, teacher_tokens=recipe.teacher_tokens)
     judged = [_null(vars(one)) for one in left_out(cells, alone, teacher_tokens=recipe.teacher_tokens)]
-    tables.write(out_dir / "optima.parquet", "optima", [_optimum(one) for one in found])
+    tables.write(out_dir / "optima.parquet", "optima", [_optimum(one) for one in fits.optima])
     tables.write(out_dir / "rivals.parquet", "rivals", judged)
     summary = {
-        "cells": len(rows), "bracketed": sum(one.found == "bracketed" for one in found),
-        "monotone": monotone(rows), "powers": [{"budget": b, **_power(power)} for b, power in powers.items()],
-        **_apple(apple, cells),
+        "cells": len(rows), "bracketed": sum(one.found == "bracketed" for one in fits.optima),
+        "monotone": monotone(rows), "powers": [{"budget": b, **_power(power)} for b, power in fits.powers.items()],
+        **_apple(fits.apple, cells),
     }  # fmt: skip
-    facts = report_law.Facts(rows=rows, optima=[_optimum(one) for one in found], rivals=judged, summary=summary)
-    (out_dir / "report.md").write_text(report_law.compose(facts), encoding="utf8")
+    figures = _figures(fits)
+    for name, png in figures.items():
+        (out_dir / f"{name}.png").write_bytes(png)
+    facts = report_law.Facts(
+        dataset=recipe.said.dataset, command=recipe.said.command, n=recipe.said.measured, rows=rows,
+        optima=[_optimum(one) for one in fits.optima], rivals=judged, summary=summary,
+    )  # fmt: skip
+    (out_dir / "report.md").write_text(report_law.compose(facts, figures), encoding="utf8")
     return Made(summary=summary)
+
+
+def _figures(fits: Fits) -> dict[str, bytes]:
+    """Return name → PNG; none where matplotlib is not installed, or no cell is in a fit."""
+    if find_spec("matplotlib") is None or not len(fits.cells):
+        return {}
+    from capgap_core import plots_law  # noqa: PLC0415 - needs matplotlib
+
+    drawn = {
+        "losses": plots_law.losses(fits), "teachers": plots_law.teachers(fits),
+        "residuals": plots_law.residuals(fits), "surface": plots_law.surface(fits),
+    }  # fmt: skip
+    return {name: png for name, png in drawn.items() if png is not None}
 
 
 def grid_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Cells, Alone]:

@@ -27,6 +27,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> law.Grid:
         text=text_recipe(root, write_text(root, documents=300)), ladder=LADDER,
         training=LmTraining(length=32, batch_size=32), objective=LmObjective(),
         execution=Execution(root=str(root), threads=1),
+        dataset="text", command="capgap run law",
     )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ class Calls:
 @pytest.fixture(scope="module")
 def first(grid: law.Grid) -> tuple[Reference, Calls]:
     calls = Calls()
-    return law.follow(grid, calls), calls
+    return law.fill(grid, calls), calls
 
 
 def test_every_model_is_trained_once_and_has_its_row(first: tuple[Reference, Calls]) -> None:
@@ -69,10 +70,10 @@ def test_every_model_is_trained_once_and_has_its_row(first: tuple[Reference, Cal
 
 def test_a_size_more_trains_only_its_own_cells(grid: law.Grid, first: tuple[Reference, Calls]) -> None:
     again, more = Calls(), Calls()
-    assert law.follow(grid, again) == first[0].model_copy(update={"reused": True, "why": "finished before"})
+    assert law.fill(grid, again) == first[0].model_copy(update={"reused": True, "why": "finished before"})
     assert again.new == []
     wider = LADDER.model_copy(update={"students": (*LADDER.students, 3e4)})
-    law.follow(law.Grid(**{**vars(grid), "ladder": wider}), more)
+    law.fill(law.Grid(**{**vars(grid), "ladder": wider}), more)
     new = [role for role in more.new if role != "law"]
     assert len(new) == 2 * 3
     assert all(role.startswith("27.8k") for role in new)

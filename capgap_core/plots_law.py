@@ -1,0 +1,172 @@
+"""Draws what a grid says of teachers and students, as PNG."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from capgap_core.laws.apple_fit import REACH, AppleFit
+from capgap_core.laws.fits import Fits
+from capgap_core.laws.grid import Cells, Floats
+from capgap_core.laws.line import PUBLISHED_RATIO, Power, budget_of
+from capgap_core.laws.optimum import Optimum
+from capgap_core.markdown import short
+from capgap_core.plots import BLUE, GREEN, GREY, ORANGE, RED, figure_of, png_of
+
+COLUMNS = 5
+"""Panels in a row."""
+COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
+MARKS = ("o", "s", "^", "D", "v")
+
+
+def losses(fits: Fits) -> bytes:
+    """Return the loss of each student over the size of its teacher, a panel for each student and budget, as PNG.
+
+    Bars are two standard errors of a mean over seeds, after what a seed does to all teachers alike.
+    """
+    curves = list(fits.cells.curves())
+    columns = min(COLUMNS, max(1, len(curves)))
+    rows = max(1, -(-len(curves) // columns))
+    whole = Figure(figsize=(1.0 + 1.9 * columns, 0.6 + 1.9 * rows), dpi=100, layout="constrained")
+    FigureCanvasAgg(whole)
+    panels: list[Axes] = list(np.ravel(whole.subplots(rows, columns, squeeze=False)))
+    for axes, (student, tokens, curve), one in zip(panels, curves, fits.optima, strict=False):
+        _curve(axes, fits, student, tokens, curve, one)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    whole.supxlabel("parameters of the teacher", fontsize=9)
+    whole.supylabel("nats for a token", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    whole.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return png_of(whole)
+
+
+def _curve(axes: Axes, fits: Fits, student: float, tokens: float, curve: Cells, one: Optimum) -> None:
+    sizes, means, counts = _means(curve)
+    spread = 2 * np.sqrt(fits.noise.variance / counts)
+    axes.errorbar(sizes, means, yerr=spread, fmt="o", color=BLUE, ms=4, lw=1.1, capsize=2, label="of a teacher")
+    own = (fits.alone.parameters == student) & (fits.alone.tokens == tokens) & ~fits.alone.teaches
+    if own.any():
+        axes.axhline(float(fits.alone.loss[own].mean()), color=GREY, lw=1, ls="--", label="alone")
+    if isinstance(fits.apple, AppleFit):
+        along = np.geomspace(sizes[0], sizes[-1], 60)
+        axes.plot(along, fits.apple.curve(along, student, tokens), color=GREEN, lw=1, label="Apple's law")
+    if one.found == "bracketed":
+        held = one.interval()
+        axes.axvline(held.value, color=ORANGE, lw=1.2, label="T*, 90% interval")
+        axes.axvspan(held.low, held.high, color=ORANGE, alpha=0.18, lw=0)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [short(size) for size in sizes], fontsize=6, rotation=45)
+    axes.minorticks_off()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    said = "" if one.found == "bracketed" else f"\n{one.found}"
+    axes.set_title(f"{short(student)} on {short(tokens)}{said}", fontsize=7)
+
+
+def teachers(fits: Fits) -> bytes:
+    """Return the best teacher over the size of the student, with the laws, a panel for each budget, as PNG.
+
+    A student without a bracketed optimum has a mark at the end that was best, or a cross where none was.
+    """
+    budgets = sorted(fits.powers) or [0.0]
+    drawn, panels = figure_of(1, len(budgets))
+    theirs = np.unique(fits.cells.teacher) if len(fits.cells) else np.array([1.0])
+    for axes, budget in zip(panels, budgets, strict=True):
+        own = [one for one in fits.optima if budget_of(one.student, one.tokens) == budget]
+        _best(axes, own, theirs)
+        if own:
+            _laws(axes, fits, own, budget)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(f"{budget:g} tokens a parameter", fontsize=9)
+        axes.set_xlabel("parameters of the student", fontsize=9)
+        axes.grid(color="#dddddd", lw=0.6)
+    panels[0].set_ylabel("parameters of its best teacher", fontsize=9)
+    handles = {name: h for axes in panels for h, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return png_of(drawn)
+
+
+def _best(axes: Axes, own: Sequence[Optimum], theirs: Floats) -> None:
+    for one in own:
+        if one.found == "bracketed":
+            held = one.interval()
+            error = [[held.value - held.low], [held.high - held.value]]
+            axes.errorbar(one.student, held.value, yerr=error, fmt="o", color=BLUE, capsize=3, label="T*, 90% interval")
+            continue
+        ends = {"the smallest teacher is best": (0, "v"), "the largest teacher is best": (-1, "^")}
+        place, mark = ends.get(one.found, (len(theirs) // 2, "x"))
+        said = one.found if one.found in ends else "not told by the data"
+        axes.plot(one.student, theirs[place], mark, color=GREY, ms=7, ls="none", label=said)
+
+
+def _laws(axes: Axes, fits: Fits, own: Sequence[Optimum], budget: float) -> None:
+    sizes = np.geomspace(min(o.student for o in own), max(o.student for o in own), 40)
+    axes.plot(sizes, PUBLISHED_RATIO * sizes, color=GREY, lw=1, ls="--", label=f"{PUBLISHED_RATIO:g} S (published)")
+    power = fits.powers.get(budget)
+    if isinstance(power, Power):
+        axes.plot(sizes, [power.teacher(s).value for s in sizes], color=ORANGE, lw=1.2, label="power")
+        axes.plot(sizes, [power.teacher_by_ratio(s).value for s in sizes], color=RED, lw=1.2, label="constant ratio")
+    if isinstance(fits.apple, AppleFit):
+        named = [fits.apple.teacher(float(s), budget * float(s)) for s in sizes]
+        axes.plot(sizes, [one.value for one in named], color=GREEN, lw=1.2, label="Apple's law")
+        low, high = fits.apple.teachers[0] / REACH, fits.apple.teachers[1] * REACH
+        ends = np.clip([[one.low, one.high] for one in named], low, high)
+        axes.fill_between(sizes, ends[:, 0], ends[:, 1], color=GREEN, alpha=0.15, lw=0)
+
+
+def residuals(fits: Fits) -> bytes | None:
+    """Return what Apple's law misses of each cell, over its teacher and over its student, as PNG; null without it."""
+    if not isinstance(fits.apple, AppleFit):
+        return None
+    cells = fits.cells
+    said = fits.apple.distilled.loss(cells.student, cells.tokens, cells.teacher_loss, fits.apple.supervised)
+    missed = 100 * np.log(cells.loss / said)
+    drawn, panels = figure_of(1, 2)
+    for axes, (x, name) in zip(panels, ((cells.teacher, "teacher"), (cells.student, "student")), strict=True):
+        for i, budget in enumerate(sorted({budget_of(s, d) for s, d, _ in cells.curves()})):
+            own = np.array([budget_of(s, d) == budget for s, d in zip(cells.student, cells.tokens, strict=True)])
+            axes.plot(
+                x[own], missed[own], ls="none", ms=4, mfc="none", color=COLOURS[i % 5], marker=MARKS[i % 5],
+                label=f"{budget:g} tokens a parameter",
+            )  # fmt: skip
+        axes.axhline(0.0, color=GREY, lw=1)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"parameters of the {name}", fontsize=9)
+        axes.grid(color="#dddddd", lw=0.6)
+    panels[0].set_ylabel("measured over predicted loss, %", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return png_of(drawn)
+
+
+def surface(fits: Fits) -> bytes | None:
+    """Return the loss by Apple's law over student and teacher, beyond the best of each student, as PNG."""
+    if not isinstance(fits.apple, AppleFit):
+        return None
+    budgets = sorted({budget_of(s, d) for s, d, _ in fits.cells.curves()})
+    drawn, panels = figure_of(1, len(budgets))
+    students = np.geomspace(fits.cells.student.min(), fits.cells.student.max(), 40)
+    sizes = np.geomspace(fits.cells.teacher.min(), fits.cells.teacher.max(), 40)
+    for axes, budget in zip(panels, budgets, strict=True):
+        table = np.stack([fits.apple.curve(sizes, float(s), budget * float(s)) for s in students], axis=1)
+        shown = axes.contourf(students, sizes, table - table.min(axis=0), levels=12, cmap="viridis_r")
+        axes.plot(fits.cells.student, fits.cells.teacher, ".", color="white", ms=3, ls="none")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(f"{budget:g} tokens a parameter", fontsize=9)
+        axes.set_xlabel("parameters of the student", fontsize=9)
+        drawn.colorbar(shown, ax=axes).ax.tick_params(labelsize=7)
+    panels[0].set_ylabel("parameters of the teacher", fontsize=9)
+    drawn.suptitle("Apple's law: nats beyond the best teacher of each student (points: cells)", fontsize=9)
+    return png_of(drawn)
+
+
+def _means(curve: Cells) -> tuple[Floats, Floats, Floats]:
+    """Return teachers, the mean loss of each, and over how many seeds."""
+    sizes, which = np.unique(curve.teacher, return_inverse=True)
+    counts = np.bincount(which)
+    return sizes, np.bincount(which, curve.loss) / counts, counts.astype(np.float64)
