@@ -8,10 +8,12 @@ widths; here they are the output matrix too, and small models learned worse by i
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from capgap_core import machine
@@ -20,6 +22,8 @@ from capgap_core.lm_recipes import Sizes
 from capgap_core.machine import Precision
 from capgap_core.vocabulary_sums import Head
 
+LONGEST = 512
+"""Tokens of a row whose attention may be held whole."""
 WRITERS = ("o_proj", "down_proj")
 """Matrices whose output is added to the residual stream."""
 
@@ -68,9 +72,21 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
+def _attention(device: torch.device, dtype: Precision, length: int) -> AbstractContextManager[object]:
+    """Let attention on a CPU be made of products of whole matrices, for rows so short that these take little room.
+
+    torch's own kernel asks for a product of each small block apart: where oneDNN makes them (``machine.ready``), that
+    took seven times as long as without it, and most of a step.
+    """
+    if device.type == "cpu" and dtype == "float32" and length <= LONGEST:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
+
+
 def said(model: PreTrainedModel, batch: LmBatch, *, dtype: Precision) -> Head:
     """Return the last hidden states, ``(n * t, h)``, and the output matrix: what the logits would be made of."""
-    with machine.autocast(batch.input_ids.device, dtype):
+    device, length = batch.input_ids.device, batch.input_ids.shape[1]
+    with machine.autocast(device, dtype), _attention(device, dtype, length):
         hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state
     output = model.get_output_embeddings()
     assert isinstance(output, nn.Linear)

@@ -180,7 +180,7 @@ def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
         rivals=[judged, {**judged, "law": "apple", "why_not": "too few"}],
         summary=summary,
     )
-    text = report_law.compose(facts)
+    text = report_law.compose(facts, {})
     assert "Larger teachers do not always lose less" in text
     assert "Students on 100 tokens a parameter: **T* grows as S to the power 1.02 (0.90 to 1.10)" in text
     assert "T* = 2.40 (2.00 to 2.90) S" in text
@@ -188,4 +188,4 @@ def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
     assert "| power | 1 of 1 | 0.0100 ± 0.0020 | 0.0300 |" in text
     assert "not estimable: too few" in text
     unknown = {**facts, "rivals": [{**judged, "regret_error": None}]}
-    assert "| power | 1 of 1 | 0.0100 ± unknown |" in report_law.compose(unknown)
+    assert "| power | 1 of 1 | 0.0100 ± unknown |" in report_law.compose(unknown, {})

@@ -5,8 +5,9 @@ from typing import Any
 
 import builders
 import pytest
+from texts import write_text
 
-from capgap_core import chain, mixkd, preflight, preview as previews
+from capgap_core import chain, law, mixkd, preflight, preview as previews
 from capgap_core.preview import Preview
 from capgap_core.progress import Silent
 from capgap_core.recipes import Minidisc
@@ -101,3 +102,19 @@ def test_another_flow_is_told_of_too_with_each_share_of_its_rows(tmp_path: Path)
     stages = [(e.stage, e.role) for e in told.estimates]
     assert stages == [(s["stage"], s["role"]) for s in ran["stages"] if s["stage"] != "ablation"]
     assert sum(e.steps for e in told.estimates) == ran["steps_trained"]
+
+
+def test_a_law_is_told_of_model_by_model(tmp_path: Path) -> None:
+    given = {
+        "dataset": str(write_text(tmp_path, documents=400)),
+        "ladder": {"teachers": [3e3, 6e3], "students": [3e3], "teacher_tokens": 2, "budgets": [3], "seeds": [1, 2]},
+        "training": {"length": 16, "batch_size": 16, "held_out_rows": 20},
+        "run": {"root": str(tmp_path / "art"), "threads": 1},
+    }  # fmt: skip
+    checked = preflight.check(given, flow="law")
+    told = previews.preview(checked, Silent())
+    ran = law.follow(checked, chain.in_this_process(Silent())).result
+    stages = [(e.stage, e.role) for e in told.estimates]
+    assert stages == [(s["stage"], s["role"]) for s in ran["stages"] if s["stage"] != "law"]
+    assert sum(e.steps for e in told.estimates) == ran["steps_trained"]
+    assert told.outputs_bytes > 0
