@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from capgap_core.laws.apple_fit import REACH, AppleFit
@@ -15,9 +16,11 @@ from capgap_core.laws.optimum import Optimum
 from capgap_core.markdown import short
 from capgap_core.plots import BLUE, GREEN, GREY, ORANGE, RED, figure_of, png_of
 
-COLUMNS = 5
-"""Panels in a row."""
 COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
+LEVELS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
+"""Nats of the surface's colours."""
+MOST = 4
+"""Budgets that have a panel of their own; those of a grid are few."""
 MARKS = ("o", "s", "^", "D", "v")
 
 
@@ -27,20 +30,28 @@ def losses(fits: Fits) -> bytes:
     Bars are two standard errors of a mean over seeds, after what a seed does to all teachers alike.
     """
     curves = list(fits.cells.curves())
-    columns = min(COLUMNS, max(1, len(curves)))
-    rows = max(1, -(-len(curves) // columns))
-    whole = Figure(figsize=(1.0 + 1.9 * columns, 0.6 + 1.9 * rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(whole)
-    panels: list[Axes] = list(np.ravel(whole.subplots(rows, columns, squeeze=False)))
-    for axes, (student, tokens, curve), one in zip(panels, curves, fits.optima, strict=False):
+    whole, panels = _panels(len(curves), 5, 1.9)
+    for axes, (student, tokens, curve), one in zip(panels, curves, fits.optima, strict=True):
         _curve(axes, fits, student, tokens, curve, one)
-    for axes in panels[len(curves) :]:
-        axes.set_visible(False)
     whole.supxlabel("parameters of the teacher", fontsize=9)
     whole.supylabel("nats for a token", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
-    whole.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    _legend(whole, panels)
     return png_of(whole)
+
+
+def _panels(count: int, most: int, inches: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of so many panels, at most so many in a row, each about so many inches wide and high."""
+    columns = min(most, max(1, count))
+    rows = max(1, -(-count // columns))
+    whole = Figure(figsize=(1.0 + inches * columns, 0.8 + inches * rows), dpi=100, layout="constrained")
+    FigureCanvasAgg(whole)
+    panels: list[Axes] = list(np.ravel(whole.subplots(rows, columns, squeeze=False)))
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    for axes in panels[max(1, count) :]:
+        axes.set_visible(False)
+    return whole, panels[: max(1, count)]
 
 
 def _curve(axes: Axes, fits: Fits, student: float, tokens: float, curve: Cells, one: Optimum) -> None:
@@ -57,11 +68,8 @@ def _curve(axes: Axes, fits: Fits, student: float, tokens: float, curve: Cells, 
         held = one.interval()
         axes.axvline(held.value, color=ORANGE, lw=1.2, label="T*, 90% interval")
         axes.axvspan(held.low, held.high, color=ORANGE, alpha=0.18, lw=0)
-    axes.set_xscale("log")
-    axes.set_xticks(sizes, [short(size) for size in sizes], fontsize=6, rotation=45)
-    axes.minorticks_off()
+    _by_size(axes, x=sizes)
     axes.tick_params(axis="y", labelsize=7)
-    axes.spines[["top", "right"]].set_visible(False)
     said = "" if one.found == "bracketed" else f"\n{one.found}"
     axes.set_title(f"{short(student)} on {short(tokens)}{said}", fontsize=7)
 
@@ -71,22 +79,20 @@ def teachers(fits: Fits) -> bytes:
 
     A student without a bracketed optimum has a mark at the end that was best, or a cross where none was.
     """
-    budgets = sorted(fits.powers) or [0.0]
-    drawn, panels = figure_of(1, len(budgets))
+    budgets = sorted(fits.powers)[:MOST] or [0.0]
+    drawn, panels = _panels(len(budgets), 2, 3.3)
     theirs = np.unique(fits.cells.teacher) if len(fits.cells) else np.array([1.0])
     for axes, budget in zip(panels, budgets, strict=True):
         own = [one for one in fits.optima if budget_of(one.student, one.tokens) == budget]
         _best(axes, own, theirs)
         if own:
             _laws(axes, fits, own, budget)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _by_size(axes, x=np.array(sorted({one.student for one in own})), y=theirs)
         axes.set_title(f"{budget:g} tokens a parameter", fontsize=9)
         axes.set_xlabel("parameters of the student", fontsize=9)
         axes.grid(color="#dddddd", lw=0.6)
     panels[0].set_ylabel("parameters of its best teacher", fontsize=9)
-    handles = {name: h for axes in panels for h, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    _legend(drawn, panels)
     return png_of(drawn)
 
 
@@ -134,12 +140,11 @@ def residuals(fits: Fits) -> bytes | None:
                 label=f"{budget:g} tokens a parameter",
             )  # fmt: skip
         axes.axhline(0.0, color=GREY, lw=1)
-        axes.set_xscale("log")
+        _by_size(axes, x=np.unique(x))
         axes.set_xlabel(f"parameters of the {name}", fontsize=9)
         axes.grid(color="#dddddd", lw=0.6)
     panels[0].set_ylabel("measured over predicted loss, %", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    _legend(drawn, panels)
     return png_of(drawn)
 
 
@@ -147,22 +152,40 @@ def surface(fits: Fits) -> bytes | None:
     """Return the loss by Apple's law over student and teacher, beyond the best of each student, as PNG."""
     if not isinstance(fits.apple, AppleFit):
         return None
-    budgets = sorted({budget_of(s, d) for s, d, _ in fits.cells.curves()})
-    drawn, panels = figure_of(1, len(budgets))
+    budgets = sorted({budget_of(s, d) for s, d, _ in fits.cells.curves()})[:MOST]
+    drawn, panels = _panels(len(budgets), 2, 3.3)
     students = np.geomspace(fits.cells.student.min(), fits.cells.student.max(), 40)
     sizes = np.geomspace(fits.cells.teacher.min(), fits.cells.teacher.max(), 40)
     for axes, budget in zip(panels, budgets, strict=True):
         table = np.stack([fits.apple.curve(sizes, float(s), budget * float(s)) for s in students], axis=1)
-        shown = axes.contourf(students, sizes, table - table.min(axis=0), levels=12, cmap="viridis_r")
-        axes.plot(fits.cells.student, fits.cells.teacher, ".", color="white", ms=3, ls="none")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        beyond = np.maximum(table - table.min(axis=0), LEVELS[0])
+        shown = axes.contourf(students, sizes, beyond, levels=LEVELS, norm=LogNorm(), cmap="viridis_r", extend="max")
+        axes.plot(students, sizes[table.argmin(axis=0)], color=RED, lw=1.2)
+        axes.plot(fits.cells.student, fits.cells.teacher, ".", color="black", ms=3, ls="none")
+        _by_size(axes, x=np.unique(fits.cells.student), y=np.unique(fits.cells.teacher))
         axes.set_title(f"{budget:g} tokens a parameter", fontsize=9)
         axes.set_xlabel("parameters of the student", fontsize=9)
-        drawn.colorbar(shown, ax=axes).ax.tick_params(labelsize=7)
+        drawn.colorbar(shown, ax=axes, format="%g").ax.tick_params(labelsize=7)
     panels[0].set_ylabel("parameters of the teacher", fontsize=9)
-    drawn.suptitle("Apple's law: nats beyond the best teacher of each student (points: cells)", fontsize=9)
+    drawn.suptitle("Apple's law: nats beyond the best teacher (line) of each student; points: cells", fontsize=9)
     return png_of(drawn)
+
+
+def _by_size(axes: Axes, *, x: Floats | None = None, y: Floats | None = None) -> None:
+    """Mark axes by these sizes, in their logarithm."""
+    if x is not None:
+        axes.set_xscale("log")
+        axes.set_xticks(x, [short(size) for size in x], fontsize=7, rotation=45)
+    if y is not None:
+        axes.set_yscale("log")
+        axes.set_yticks(y, [short(size) for size in y], fontsize=7)
+    axes.minorticks_off()
+
+
+def _legend(whole: Figure, panels: Sequence[Axes]) -> None:
+    """Name each mark once, whichever panel it stands in."""
+    handles = {name: h for axes in panels for h, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    whole.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
 
 
 def _means(curve: Cells) -> tuple[Floats, Floats, Floats]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from capgap_core.build import build
 from capgap_core.methods import follow_of
-from capgap_core.preflight import Checked
+from capgap_core.preflight import Checked, CheckedLaw
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
@@ -106,7 +106,7 @@ class _Watch:
 class _Trial:
     """Makes stages small, and says what they would take whole."""
 
-    def __init__(self, checked: Checked, root: Path, progress: Progress) -> None:
+    def __init__(self, checked: Checked | CheckedLaw, root: Path, progress: Progress) -> None:
         self._root, self._progress = root, progress
         self._real: Execution = checked.parameters.run
         self._trial = self._real.model_copy(update={"root": str(root), "checkpoint_seconds": 86400.0})
@@ -215,7 +215,7 @@ class _Trial:
         self.preview.estimates.append(Estimate(stage=stage, role=role, seconds=seconds, **held))
 
 
-def preview(checked: Checked, progress: Progress) -> Preview:
+def preview(checked: Checked | CheckedLaw, progress: Progress) -> Preview:
     """Return what a run with checked parameters will take; makes its data stage, and nothing else that stays."""
     root = Path(checked.parameters.run.root or ".")
     with tempfile.TemporaryDirectory(dir=root, prefix=".preview-") as place:

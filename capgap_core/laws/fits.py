@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from capgap_core.laws.apple_fit import AppleFit, fit_apple
+from capgap_core.laws.apple_fit import BOOTSTRAPS, AppleFit, fit_apple
 from capgap_core.laws.grid import Alone, Cells, NotEstimable
 from capgap_core.laws.line import Power, by_budget, fit_power
 from capgap_core.laws.optimum import Noise, Optimum, noise_of, optima
@@ -23,18 +23,22 @@ class Fits:
     teacher_tokens: float
 
 
-def fits_of(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Fits:
+def fits_of(cells: Cells, alone: Alone, *, teacher_tokens: float, bootstraps: int = BOOTSTRAPS) -> Fits:
     """Fit every law.
 
     Parameters
     ----------
     teacher_tokens
         Tokens for each parameter of a teacher.
+    bootstraps
+        Of Apple's law.
     """
     noise = noise_of(cells)
     found = optima(cells, noise) if len(cells) else []
     powers = {budget: fit_power(of) for budget, of in by_budget(found).items()}
-    apple = fit_apple(cells, alone, teacher_tokens=teacher_tokens) if len(cells) else NotEstimable(why="no cells")
+    apple: AppleFit | NotEstimable = NotEstimable(why="no cells")
+    if len(cells):
+        apple = fit_apple(cells, alone, teacher_tokens=teacher_tokens, bootstraps=bootstraps)
     return Fits(
         cells=cells, alone=alone, noise=noise, optima=found, powers=powers, apple=apple, teacher_tokens=teacher_tokens
     )

@@ -10,6 +10,7 @@ from capgap_core import law, report_law, tables
 from capgap_core.build import build
 from capgap_core.ladder import Ladder
 from capgap_core.laws import simulate
+from capgap_core.laws.fits import fits_of
 from capgap_core.lm_recipes import LmObjective
 from capgap_core.progress import Silent
 from capgap_core.recipes import Execution
@@ -175,6 +176,9 @@ def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
     }
     judged = {"law": "power", "why_not": None, "regret": 0.01, "regret_error": 0.002, "loss_error": 0.03}
     facts = report_law.Facts(
+        dataset="pysource",
+        command="capgap run law",
+        n=1000,
         rows=[row, {**row, "teacher": 240000, "nats": 1.5}],
         optima=[optimum],
         rivals=[judged, {**judged, "law": "apple", "why_not": "too few"}],
@@ -189,3 +193,22 @@ def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
     assert "not estimable: too few" in text
     unknown = {**facts, "rivals": [{**judged, "regret_error": None}]}
     assert "| power | 1 of 1 | 0.0100 ± unknown |" in report_law.compose(unknown, {})
+    assert "They are no law" in text
+    assert "They are no law" not in report_law.compose({**facts, "dataset": "books"}, {})
+
+
+@pytest.mark.parametrize("grid", [simulate.SMALL])
+def test_a_grid_is_drawn_with_what_it_allows(grid: Any, tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    cells, alone = simulate.apple_grid(grid, np.random.default_rng(0))
+    fits = fits_of(cells, alone, teacher_tokens=20.0, bootstraps=5)
+    figures = law_stage._figures(fits)
+    assert set(figures) == {"losses", "teachers", "residuals", "surface"}
+    few = cells.where(cells.teacher <= np.sort(np.unique(cells.teacher))[2])
+    assert set(law_stage._figures(fits_of(few, alone, teacher_tokens=20.0))) == {"losses", "teachers"}
+    nothing = cells.where(cells.teacher < 0)
+    assert law_stage._figures(fits_of(nothing, alone, teacher_tokens=20.0)) == {}
+    for name, png in figures.items():
+        assert png.startswith(b"\x89PNG")
+        assert len(png) < report_law.LARGEST
+        (tmp_path / f"{name}.png").write_bytes(png)

