@@ -56,11 +56,11 @@ def compose(facts: Facts, figures: Mapping[str, bytes]) -> str:
         f"Losses are nats for a token of the part test, {facts['n']:,} tokens of {name}; sizes are parameters outside "
         "the embeddings.",
         *images[:2],
-        f"## Students\n\n{_students(facts)}",
+        f"## Students\n\n{students(facts['rows'], facts['optima'])}",
         "Each loss is a mean over seeds. A teacher is told to be the best one where both its neighbours are worse by "
         "more than two standard errors; then a parabola through the teachers around it says where the best lies, with "
         "a 90% interval.",
-        f"## Teachers\n\n{_teachers(facts['rows'])}",
+        f"## Teachers\n\n{teachers(facts['rows'])}",
         f"## Laws on students they have not seen\n\n{_rivals(facts['rivals'])}",
         "Every size of student is left out in turn; a law that was fitted to the others names its teacher, of those "
         "that were measured. The regret is what that teacher's student loses beyond the best one's.",
@@ -111,7 +111,8 @@ def _power(power: Row) -> str:
     )
 
 
-def _teachers(rows: Sequence[Row]) -> str:
+def teachers(rows: Sequence[Row]) -> str:
+    """Return the loss of each teacher, and how much text it has seen."""
     held = [
         [
             short(row["parameters"]), short(row["tokens"]), f"{row['tokens_per_parameter']:.1f}",
@@ -123,14 +124,14 @@ def _teachers(rows: Sequence[Row]) -> str:
     return table(["teacher", "tokens", "a parameter", "epochs", "nats a token ± s.e.", ""], held)
 
 
-def _students(facts: Facts) -> str:
+def students(rows: Sequence[Row], optima: Sequence[Row]) -> str:
     """Return the loss of each student over its teachers, and which of them is best."""
-    students = [row for row in facts["rows"] if row["role"] == "student"]
-    theirs = sorted({row["teacher"] for row in students if row["teacher"]})
-    best = {(row["student"], row["tokens"]): row for row in facts["optima"]}
+    taught = [row for row in rows if row["role"] == "student"]
+    theirs = sorted({row["teacher"] for row in taught if row["teacher"]})
+    best = {(row["student"], row["tokens"]): row for row in optima}
     lines = []
-    for size, tokens in sorted({(row["parameters"], row["tokens"]) for row in students}):
-        own = [row for row in students if (row["parameters"], row["tokens"]) == (size, tokens)]
+    for size, tokens in sorted({(row["parameters"], row["tokens"]) for row in taught}):
+        own = [row for row in taught if (row["parameters"], row["tokens"]) == (size, tokens)]
         found = best.get((size, tokens))
         lines.append([short(size), short(tokens), *(_mean(own, teacher) for teacher in (None, *theirs)), _best(found)])
     return table(["student", "tokens", "alone", *(f"of {short(size)}" for size in theirs), "best teacher"], lines)

@@ -10,7 +10,7 @@ that only name a teacher say losses by a common shape, log L = c0 + c1 log S + c
 (log T - log T*)², or log T where the largest teacher is taken to be best, with coefficients by least squares.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +45,25 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Named:
+    """What one law says, before it is trained, of a student with one teacher."""
+
+    law: Name
+    student: float
+    tokens: float
+    why_not: str | None
+    """Why the law could not be fitted; then the rest is NaN."""
+    named: float = np.nan
+    """The best teacher's size by the law."""
+    teacher: float = np.nan
+    """One that was measured."""
+    taken: bool = False
+    """Whether it is the one nearest to what is named."""
+    predicted: float = np.nan
+    """The student's loss with it, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Fitted:
     """A law that was fitted: the best teacher's size, and losses over sizes of teachers with their losses."""
 
@@ -74,28 +93,69 @@ def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Iterator[J
 def judged(seen: Cells, alone: Alone, unseen: Cells, *, teacher_tokens: float) -> Iterator[Judged]:
     """Yield what each law, fitted to cells it has seen, says of students it has not."""
     noise = noise_of(unseen if not len(seen) else seen)
+    curves = {(student, tokens): curve for student, tokens, curve in unseen.curves()}
+    for name, student, tokens, fitted in _each(seen, alone, list(curves), teacher_tokens):
+        if isinstance(fitted, NotEstimable):
+            yield Judged(law=name, student=student, tokens=tokens, why_not=fitted.why)
+        else:
+            yield _judged(name, fitted, student, tokens, curves[student, tokens], noise)
+
+
+def named(
+    seen: Cells, alone: Alone, students: Sequence[tuple[float, float]], *, teacher_tokens: float
+) -> Iterator[Named]:
+    """Yield what each law, fitted to cells it has seen, names and predicts for students that nobody has trained.
+
+    Parameters
+    ----------
+    students
+        (parameters, tokens) of each.
+    """
+    sizes, first = np.unique(seen.teacher, return_index=True)
+    for name, student, tokens, fitted in _each(seen, alone, students, teacher_tokens):
+        if isinstance(fitted, NotEstimable):
+            yield Named(law=name, student=student, tokens=tokens, why_not=fitted.why)
+            continue
+        best = fitted.teacher(student, tokens)
+        every = np.ones(len(sizes))
+        asked = Cells(
+            student=student * every, tokens=tokens * every, teacher=sizes, teacher_loss=seen.teacher_loss[first],
+            loss=np.nan * every, seed=np.zeros(len(sizes), dtype=np.int64),
+        )  # fmt: skip
+        said, taken = fitted.losses(asked), _nearest(sizes, best)
+        for i, size in enumerate(sizes):
+            yield Named(
+                law=name, student=student, tokens=tokens, why_not=None, named=best, teacher=float(size),
+                taken=i == taken, predicted=float(said[i]),
+            )  # fmt: skip
+
+
+def _each(
+    seen: Cells, alone: Alone, students: Sequence[tuple[float, float]], teacher_tokens: float
+) -> Iterator[tuple[Name, float, float, _Fitted | NotEstimable]]:
+    """Yield every law for every student, each law fitted once."""
     held: dict[tuple[Name, float | None], _Fitted | NotEstimable] = {}
     for name in NAMES:
-        for student, tokens, curve in unseen.curves():
+        for student, tokens in students:
             budget = budget_of(student, tokens)
             key = (name, budget if name in ("power", "constant ratio") else None)
             if key not in held:
                 held[key] = _fitted(name, seen, alone, teacher_tokens, budget)
-            fitted = held[key]
-            if isinstance(fitted, NotEstimable):
-                yield Judged(law=name, student=student, tokens=tokens, why_not=fitted.why)
-            else:
-                yield _judged(name, fitted, student, tokens, curve, noise)
+            yield name, student, tokens, held[key]
+
+
+def _nearest(sizes: Floats, size: float) -> int:
+    return int(np.abs(np.log(sizes / size)).argmin())
 
 
 def _judged(name: Name, law: _Fitted, student: float, tokens: float, curve: Cells, noise: Noise) -> Judged:
     sizes, which = np.unique(curve.teacher, return_inverse=True)
     count = np.bincount(which)
     means = np.bincount(which, curve.loss) / count
-    named = law.teacher(student, tokens)
-    taken, best = int(np.abs(np.log(sizes / named)).argmin()), int(means.argmin())
+    said = law.teacher(student, tokens)
+    taken, best = _nearest(sizes, said), int(means.argmin())
     return Judged(
-        law=name, student=student, tokens=tokens, why_not=None, named=named, taken=float(sizes[taken]),
+        law=name, student=student, tokens=tokens, why_not=None, named=said, taken=float(sizes[taken]),
         regret=float(means[taken] - means[best]),
         regret_error=_regret_error(noise, int(count[taken]), int(count[best]), same=taken == best),
         loss_error=float(np.sqrt(np.mean((law.losses(curve) - curve.loss) ** 2))),

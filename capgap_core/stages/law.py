@@ -1,21 +1,16 @@
 """Fit every law to the losses of a grid, hold them against each other, and say which teacher a student wants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import report_law, tables
 from capgap_core.ladder import MOST_EPOCHS, data_limited
-from capgap_core.laws.apple_fit import AppleFit
+from capgap_core.law_findings import grid_of, null, optimum_row, summary_of
 from capgap_core.laws.fits import Fits, fits_of
-from capgap_core.laws.grid import Alone, Cells, Interval, NotEstimable
-from capgap_core.laws.line import Power
-from capgap_core.laws.optimum import Optimum
 from capgap_core.laws.rivals import left_out
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
@@ -76,20 +71,17 @@ def run(
     cells, alone = grid_of(rows)
     progress.message(f"{len(cells)} cells in the fits, {sum(row['data_limited'] for row in rows)} limited by data")
     fits = fits_of(cells, alone, teacher_tokens=recipe.teacher_tokens)
-    judged = [_null(vars(one)) for one in left_out(cells, alone, teacher_tokens=recipe.teacher_tokens)]
-    tables.write(out_dir / "optima.parquet", "optima", [_optimum(one) for one in fits.optima])
+    best = [optimum_row(one) for one in fits.optima]
+    judged = [null(vars(one)) for one in left_out(cells, alone, teacher_tokens=recipe.teacher_tokens)]
+    tables.write(out_dir / "optima.parquet", "optima", best)
     tables.write(out_dir / "rivals.parquet", "rivals", judged)
-    summary = {
-        "cells": len(rows), "bracketed": sum(one.found == "bracketed" for one in fits.optima),
-        "monotone": monotone(rows), "powers": [{"budget": b, **_power(power)} for b, power in fits.powers.items()],
-        **_apple(fits.apple, cells),
-    }  # fmt: skip
+    summary = summary_of(fits, rows)
     figures = _figures(fits)
     for name, png in figures.items():
         (out_dir / f"{name}.png").write_bytes(png)
     facts = report_law.Facts(
         dataset=recipe.said.dataset, command=recipe.said.command, n=recipe.said.measured, rows=rows,
-        optima=[_optimum(one) for one in fits.optima], rivals=judged, summary=summary,
+        optima=best, rivals=judged, summary=summary,
     )  # fmt: skip
     (out_dir / "report.md").write_text(report_law.compose(facts, figures), encoding="utf8")
     return Made(summary=summary)
@@ -106,30 +98,6 @@ def _figures(fits: Fits) -> dict[str, bytes]:
         "residuals": plots_law.residuals(fits), "surface": plots_law.surface(fits),
     }  # fmt: skip
     return {name: png for name, png in drawn.items() if png is not None}
-
-
-def grid_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Cells, Alone]:
-    """Return the students of teachers, and every model without a teacher, that are not limited by their data."""
-    taught = [row for row in rows if row["role"] == "student" and row["teacher"] and not row["data_limited"]]
-    free = [row for row in rows if not row["teacher"] and not row["data_limited"]]
-
-    def column(name: str, of: Sequence[Mapping[str, Any]]) -> Any:
-        return np.array([row[name] for row in of], dtype=np.float64)
-
-    cells = Cells(
-        student=column("parameters", taught), tokens=column("tokens", taught), teacher=column("teacher", taught),
-        teacher_loss=column("teacher_nats", taught), loss=column("nats", taught),
-        seed=column("seed", taught).astype(np.int64),
-    )  # fmt: skip
-    teaches = np.array([row["role"] == "teacher" for row in free], dtype=bool)
-    alone = {"parameters": column("parameters", free), "tokens": column("tokens", free), "loss": column("nats", free)}
-    return cells, Alone(**alone, teaches=teaches)
-
-
-def monotone(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a larger teacher always loses less: where not, size and quality of teachers are confounded."""
-    losses = [row["nats"] for row in sorted(rows, key=lambda row: row["parameters"]) if row["role"] == "teacher"]
-    return all(later < before for before, later in pairwise(losses))
 
 
 def _rows(recipe: Recipe, inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
@@ -166,43 +134,3 @@ def _facts(item: Input) -> dict[str, Any]:
         "stderr": lost["stderr"], "bits_per_byte": lost["bits_per_byte"], "identity": item.identity,
         "data_limited": data_limited(held["tokens_per_parameter"], held["epochs"]),
     }  # fmt: skip
-
-
-def _optimum(one: Optimum) -> dict[str, Any]:
-    held = one.interval()
-    bounded = one.found == "bracketed"
-    return _null(
-        {
-            "student": one.student, "tokens": one.tokens, "found": one.found, "teacher": one.teacher,
-            "low": held.low if bounded else None, "high": held.high if bounded else None, "loss": one.loss,
-        }
-    )  # fmt: skip
-
-
-def _power(power: Power | NotEstimable) -> dict[str, Any]:
-    if isinstance(power, NotEstimable):
-        return {"power": power.why}
-    return {
-        "power": "estimable", "exponent": _of(power.exponent()), "ratio": _of(power.constant_ratio()),
-        "students": power.optima,
-    }  # fmt: skip
-
-
-def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
-    if isinstance(apple, NotEstimable):
-        return {"apple": apple.why}
-    named = [
-        {"student": student, "tokens": tokens, "teacher": _of(apple.teacher(student, tokens))}
-        for student, tokens, _ in cells.curves()
-    ]
-    return {"apple": "estimable", "apple_error": apple.error, "apple_teachers": named}
-
-
-def _of(interval: Interval) -> list[float | None]:
-    """Return value, low and high, null where there is none."""
-    return [float(x) if np.isfinite(x) else None for x in (interval.value, interval.low, interval.high)]
-
-
-def _null(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with null for what is no number."""
-    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from texts import text_recipe, write_text
 
-from capgap_core import law, report_law, tables
+from capgap_core import law, law_findings, report_law, tables
 from capgap_core.build import build
 from capgap_core.ladder import Ladder
 from capgap_core.laws import simulate
@@ -131,16 +131,16 @@ def rows_of(cells: Any, alone: Any) -> list[dict[str, Any]]:
 def test_rows_give_the_grid_back() -> None:
     cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(0))
     rows = rows_of(cells, alone)
-    again, free = law_stage.grid_of(rows)
+    again, free = law_findings.grid_of(rows)
     assert len(again) == len(cells)
     assert again.loss == pytest.approx(cells.loss)
     assert len(free) == len(alone)
     assert free.teaches.sum() == 6
     limited = [{**row, "data_limited": row["teacher"] == int(cells.teacher[0])} for row in rows]
-    assert len(law_stage.grid_of(limited)[0]) == len(cells) * 5 // 6
-    assert law_stage.monotone(rows)
+    assert len(law_findings.grid_of(limited)[0]) == len(cells) * 5 // 6
+    assert law_findings.monotone(rows)
     worse = [{**row, "nats": 9.0} if row["role"] == "teacher" and row["parameters"] > 5e9 else row for row in rows]
-    assert not law_stage.monotone(worse)
+    assert not law_findings.monotone(worse)
 
 
 def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
