@@ -57,12 +57,15 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--run", choices=sorted(FLOWS), metavar="NAME", help="run this one first, and print its result")
     page.add_argument("--no-keep", action="store_true", help="stop everything once the run has ended")
     page.set_defaults(do=_up)
-    advice = commands.add_parser("recommend", help="say which teacher the published laws name for a student")
+    advice = commands.add_parser("recommend", help="say which teacher laws name for a student")
     advice.add_argument("--student", required=True, metavar="N", help="its parameters outside the embeddings: 300M")
     advice.add_argument("--tokens", required=True, metavar="D", help="tokens it is distilled on: 5B")
-    words = "tokens a teacher was trained on, for each of its parameters (%(default)s)"
-    advice.add_argument("--teacher-tokens", default="20", metavar="M", help=words)
-    advice.add_argument("--throughput", metavar="F", help="FLOPs a second that your machine does, for hours: 200T")
+    words = "last, the id of a run of law, law/identity, or published rows; without it: what others have published"
+    advice.add_argument("--from", dest="grid", metavar="GRID", help=words)
+    words = "tokens a teacher was trained on, for each of its parameters (20; with --from, what the grid's were)"
+    advice.add_argument("--teacher-tokens", metavar="M", help=words)
+    words = "FLOPs a second that your machine does, for hours: 200T (with --from, what its largest teacher took)"
+    advice.add_argument("--throughput", metavar="F", help=words)
     advice.add_argument("--json", action="store_true", help="print JSON")
     advice.set_defaults(do=_recommend)
     look = commands.add_parser("show", help="list finished runs, or show a run or a stage of the store")
@@ -191,8 +194,11 @@ def _gc(given: argparse.Namespace) -> int:
 def _recommend(given: argparse.Namespace) -> int:
     from flows import recommend  # noqa: PLC0415 - only this command needs scipy
 
-    asked = (given.student, given.tokens, given.teacher_tokens, given.throughput)
-    return recommend.recommend(*asked, as_json=given.json, say=say)
+    asked = recommend.Asked(
+        student=given.student, tokens=given.tokens, teacher_tokens=given.teacher_tokens, throughput=given.throughput,
+        grid=given.grid,
+    )  # fmt: skip
+    return recommend.recommend(asked, root=default_root(), as_json=given.json, say=say)
 
 
 def _show(given: argparse.Namespace) -> int:

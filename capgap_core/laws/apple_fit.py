@@ -39,7 +39,7 @@ BOUNDS = {
     "e": (1e-3, 20.0), "a": (1e-6, 1e15), "b": (1e-6, 1e15), "alpha": (1e-3, 4.0), "beta": (1e-3, 4.0),
     "gamma": (1e-2, 20.0), "c0": (1e-3, 50.0), "c1": (1e-4, 1e6), "f1": (1e-3, 10.0), "d1": (0.2, 5.0),
 }  # fmt: skip
-FEWEST = {"student": (3, "sizes of student"), "tokens": (2, "token budgets"), "teacher": (4, "teachers")}
+FEWEST = {"student": (3, "sizes of student"), "tokens": (2, "token budgets of one student"), "teacher": (4, "teachers")}
 """Column of the cells → how many different values it has at least, and what they are."""
 REACH = 3.0
 """How many times beyond what was measured a law is still asked."""
@@ -167,6 +167,8 @@ def fit_apple(
 def _lacking(cells: Cells, alone: Alone) -> str:
     """Return what a grid lacks for a fit; nothing where it will do."""
     counts = {name: len(np.unique(getattr(cells, name))) for name in FEWEST}
+    # Students on as many tokens a parameter each have tokens of their own, which says nothing of tokens apart from size.
+    counts["tokens"] = max((len(np.unique(cells.tokens[cells.student == s])) for s in cells.student), default=0)
     few = [f"{counts[name]} of {least} {what}" for name, (least, what) in FEWEST.items() if counts[name] < least]
     distinct = len(np.unique(np.stack([cells.student, cells.tokens, cells.teacher], axis=1), axis=0))
     if distinct <= len(fields(Distilled)):

@@ -10,8 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from capgap_core.laws.apple import PUBLISHED_DISTILLED, PUBLISHED_SUPERVISED
+from capgap_core.laws.apple import PUBLISHED_DISTILLED, PUBLISHED_SUPERVISED, Distilled, Supervised
 from capgap_core.laws.apple_fit import REACH
+from capgap_core.laws.grid import Floats
 from capgap_core.laws.line import PUBLISHED_INTERCEPT, PUBLISHED_SLOPE
 
 TEACHER_TOKENS = 20.0
@@ -45,10 +46,17 @@ class Answer:
     """In parameters; null where the law names none."""
     says: str
     """What stands beside the number, or in its place."""
+    low: float | None = None
+    """End of the 90% interval of the teacher; null where nothing bounds it, or none is known."""
+    high: float | None = None
     loss: float | None = None
     """Of the student with that teacher, in nats for a token of the text that the law was measured on."""
+    loss_low: float | None = None
+    loss_high: float | None = None
     alone: float | None = None
     """Of the student without a teacher, on as many tokens."""
+    alone_low: float | None = None
+    alone_high: float | None = None
     break_even: float | None = None
     """Tokens from which on that teacher no longer helps; null where it helps at all that are near the measured ones."""
     flops: float | None = None
@@ -84,9 +92,15 @@ def break_even(student: float, teacher_loss: float) -> float | None:
     of them, 0 where it helps at none.
     """
     tokens = np.geomspace(APPLE_TOKENS.low / REACH, APPLE_TOKENS.high * REACH, 2000)
-    alone = PUBLISHED_SUPERVISED.loss(student, tokens)
-    helped = PUBLISHED_DISTILLED.loss(student, tokens, teacher_loss, PUBLISHED_SUPERVISED)
-    still = np.flatnonzero(helped < alone)
+    return first_useless(tokens, PUBLISHED_SUPERVISED, PUBLISHED_DISTILLED, student, teacher_loss)
+
+
+def first_useless(
+    tokens: Floats, supervised: Supervised, distilled: Distilled, student: float, teacher_loss: float
+) -> float | None:
+    """Return the first of rising tokens from which on a teacher no longer helps; null or 0 as ``break_even``."""
+    helped = distilled.loss(student, tokens, teacher_loss, supervised)
+    still = np.flatnonzero(helped < supervised.loss(student, tokens))
     if not len(still):
         return 0.0
     return None if still[-1] == len(tokens) - 1 else float(tokens[still[-1] + 1])

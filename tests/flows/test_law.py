@@ -73,3 +73,15 @@ def test_again_nothing_is_made_and_a_student_more_makes_only_its_cells(
     assert len(new) == 1 + 4
     assert all(role.startswith("12.6k") for role in new)
     assert set(result["scores"]) < set(more["scores"])
+
+
+def test_a_finished_grid_is_found_by_the_names_that_a_run_prints(result: dict[str, Any], asked: dict[str, Any]) -> None:
+    from flows import grids
+
+    root = Path(asked["run"]["root"])
+    law = next(stage for stage in result["stages"] if stage["stage"] == "law")
+    for what in (result["run_id"][:13], f"law/{law['identity'][:12]}", law["path"]):
+        found = grids.find(what, root)
+        assert len(found.fits.cells) == 0, "all its teachers are limited by their data"
+        assert found.throughput is not None
+        assert found.throughput > 0

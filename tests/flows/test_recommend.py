@@ -1,12 +1,17 @@
 """``capgap recommend``: what the published laws say, in words and in JSON, and what is refused."""
 
 import json
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from capgap_core.laws import recommend as laws
+from capgap_core.laws import recommend as laws, simulate
 from capgap_core.laws.apple import PUBLISHED_DISTILLED, PUBLISHED_SUPERVISED
-from flows import cli, recommend
+from capgap_core.laws.grid import Alone, Cells
+from flows import cli, grids, recommend
 
 
 @pytest.mark.parametrize(
@@ -73,3 +78,105 @@ def test_every_wrong_amount_is_named_at_once(capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().err
     for name in ("--student = big", "--tokens = -1", "--teacher-tokens = x"):
         assert name in said
+
+
+def published(folder: Path, cells: Any, alone: Any) -> Path:
+    """Write the models of a simulated grid as published rows."""
+    taught = [
+        {"role": "student", "parameters": s, "tokens": d, "teacher": t, "seed": r, "nats": x, "teacher_nats": y}
+        for s, d, t, r, x, y in zip(
+            cells.student, cells.tokens, cells.teacher, cells.seed, cells.loss, cells.teacher_loss, strict=True
+        )
+    ]
+    free = [
+        {"role": "teacher" if teaches else "student", "parameters": n, "tokens": d, "nats": x, "seconds": d / 1e6}
+        for n, d, x, teaches in zip(alone.parameters, alone.tokens, alone.loss, alone.teaches, strict=True)
+    ]
+    path = folder / "grid.parquet"
+    pd.DataFrame([{"data_limited": False, **row} for row in [*taught, *free]]).to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return published rows of a grid in which T* is about 2.5 S at 100 tokens for each parameter."""
+    draw = np.random.default_rng(0)
+    students, teachers = np.geomspace(1e6, 16e6, 7), np.geomspace(1e6, 256e6, 9)
+    s, t, r = (x.ravel() for x in np.meshgrid(students, teachers, [1, 2, 3], indexing="ij"))
+    loss = 2 + 0.01 * np.log(t / (2.5 * s)) ** 2 - 0.05 * np.log(s / 1e6) + draw.normal(0, 1e-4, s.shape)
+    own = 3 - 0.1 * np.log(teachers / 1e6)
+    cells = Cells(student=s, tokens=100 * s, teacher=t, teacher_loss=np.interp(t, teachers, own), loss=loss,
+                  seed=r.astype(np.int64))  # fmt: skip
+    alone = Alone(parameters=teachers, tokens=20 * teachers, loss=own, teaches=np.ones(len(teachers), dtype=bool))
+    return published(tmp_path_factory.mktemp("grid"), cells, alone)
+
+
+def asked_of(grid: Path | str, capsys: pytest.CaptureFixture[str], student: str, tokens: str) -> dict[str, Any]:
+    assert cli.main(["recommend", "--student", student, "--tokens", tokens, "--from", str(grid), "--json"]) == 0
+    held = json.loads(capsys.readouterr().out)
+    return {**held, "answers": {answer["law"]: answer for answer in held["answers"]}}
+
+
+def test_a_grid_of_ones_own_answers_with_intervals(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = asked_of(simulated, capsys, "5M", "500M")
+    for law in ("power", "constant ratio"):
+        answer = held["answers"][law]
+        assert answer["low"] < 12.5e6 < answer["high"]
+        assert answer["teacher"] == pytest.approx(12.5e6, rel=0.05)
+        assert answer["flops"] == pytest.approx((6 * 5e6 + 2 * answer["teacher"]) * 500e6)
+    assert held["teacher_tokens"] == pytest.approx(20.0)
+    assert held["throughput"] == pytest.approx(6 * 256e6 * 1e6), "of the largest teacher"
+    apple = held["answers"]["distillation scaling law"]
+    assert apple["teacher"] is None
+    assert "not estimable: 1 of 2 token budgets of one student" in apple["says"]
+    assert cli.main(["recommend", "--student", "5M", "--tokens", "500M", "--from", str(simulated)]) == 0
+    said = capsys.readouterr().out
+    assert "students on 100 tokens a parameter" in said
+    assert "Neither was measured on your text" not in said
+
+
+def test_far_from_a_grid_there_is_an_interval_and_no_point(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    power = asked_of(simulated, capsys, "100M", "10B")["answers"]["power"]
+    assert power["teacher"] is None
+    assert power["low"] < 250e6 < power["high"]
+    assert "beyond 3 times what was measured (1M to 16M)" in power["says"]
+    power = asked_of(simulated, capsys, "5M", "100M")["answers"]["power"]
+    assert (power["teacher"], power["low"]) == (None, None)
+    assert "no students on about 20 tokens a parameter were measured, but on 100" in power["says"]
+
+
+def test_apples_law_of_a_grid_says_losses_and_up_to_where_a_teacher_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = grids.fits_of
+    monkeypatch.setattr(grids, "fits_of", lambda *given, **more: real(*given, **more, bootstraps=10))
+    grid = published(tmp_path, *simulate.apple_grid(simulate.SMALL, np.random.default_rng(1)))
+    apple = asked_of(grid, capsys, "300M", "256B")["answers"]["distillation scaling law"]
+    assert apple["low"] < apple["teacher"] < apple["high"]
+    truth = PUBLISHED_SUPERVISED.loss(300e6, 256e9)[0]
+    assert apple["alone"] == pytest.approx(truth, rel=0.02)
+    assert apple["loss_low"] < apple["loss"] < apple["loss_high"]
+    assert apple["break_even"] is None or apple["break_even"] > 0
+
+
+def test_a_grid_that_says_nothing_names_no_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(1))
+    two = cells.where(np.isin(cells.teacher, np.unique(cells.teacher)[:2]) & (cells.seed == cells.seed[0]))
+    grid = published(tmp_path, two, alone)
+    assert cli.main(["recommend", "--student", "300M", "--tokens", "256B", "--from", str(grid)]) == 0
+    assert "The grid names no teacher for this student." in capsys.readouterr().out
+
+
+def test_a_grid_that_is_not_there_is_named_with_every_other_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPGAP_ARTIFACTS", str(tmp_path))
+    words = ["recommend", "--student", "big", "--tokens", "1B", "--teacher-tokens", "20"]
+    assert cli.main([*words, "--from", "law/123"]) == 2
+    said = capsys.readouterr().err
+    for name in ("--student = big", "--teacher-tokens = 20", "--from = law/123"):
+        assert name in said
+    other = tmp_path / "other.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(other)
+    assert cli.main(["recommend", "--student", "1M", "--tokens", "1B", "--from", str(other)]) == 2
+    assert "other.parquet has no column data_limited" in capsys.readouterr().err

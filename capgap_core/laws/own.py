@@ -1,0 +1,111 @@
+"""Which teacher a student wants, by the laws of a grid of one's own; each answer has an interval, or why there is none.
+
+A student more than ``REACH`` times beyond the measured sizes or tokens gets an interval and no point.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from capgap_core.laws.apple_fit import REACH
+from capgap_core.laws.fits import Fits
+from capgap_core.laws.grid import Floats, Interval, NotEstimable
+from capgap_core.laws.line import Power, budget_of
+from capgap_core.laws.recommend import Answer, Range, first_useless, training_flops
+from capgap_core.markdown import short
+
+LEVEL = 0.90
+NEAR = 1.5
+"""How far the tokens for each parameter of a student may be from those that a power was fitted on."""
+
+
+def recommend(fits: Fits, student: float, tokens: float) -> Sequence[Answer]:
+    """Return what each law of a grid says.
+
+    Parameters
+    ----------
+    student
+        Parameters outside the embeddings.
+    tokens
+        On which the student is distilled.
+    """
+    beyond = _beyond(fits, student, tokens)
+    return [*_by_power(fits, student, tokens, beyond), _by_apple(fits, student, tokens, beyond)]
+
+
+def _by_power(fits: Fits, student: float, tokens: float, beyond: str) -> Sequence[Answer]:
+    """Return the answers of the power and of the constant ratio, fitted on about as many tokens a parameter."""
+    budget = budget_of(student, tokens)
+    names = ("power", "constant ratio")
+    near = min(fits.powers, key=lambda other: abs(np.log(other / budget)), default=None)
+    if near is None or abs(np.log(near / budget)) > np.log(NEAR):
+        on = ", ".join(f"{one:g}" for one in sorted(fits.powers)) or "none"
+        says = f"no students on about {budget:g} tokens a parameter were measured, but on {on}"
+        return [Answer(law=name, whose="this grid", teacher=None, says=says) for name in names]
+    power, whose = fits.powers[near], f"this grid, students on {near:g} tokens a parameter"
+    if isinstance(power, NotEstimable):
+        return [Answer(law=name, whose=whose, teacher=None, says=f"not estimable: {power.why}") for name in names]
+    return [_power_answer(name, power, student, tokens, whose, beyond, fits) for name in names]
+
+
+def _power_answer(
+    name: str, power: Power, student: float, tokens: float, whose: str, beyond: str, fits: Fits
+) -> Answer:
+    held = (power.teacher if name == "power" else power.teacher_by_ratio)(student, LEVEL)
+    return _answer(fits, held, tokens, student, beyond, partial(Answer, law=name, whose=whose))
+
+
+def _by_apple(fits: Fits, student: float, tokens: float, beyond: str) -> Answer:
+    said = partial(Answer, law="distillation scaling law", whose="this grid")
+    apple = fits.apple
+    if isinstance(apple, NotEstimable):
+        return said(teacher=None, says=f"not estimable: {apple.why}")
+    held = apple.teacher(student, tokens, LEVEL)
+    if beyond or not np.isfinite(held.value):
+        return _answer(fits, held, tokens, student, beyond, said)
+    theirs = float(apple.supervised.loss(held.value, fits.teacher_tokens * held.value)[0])
+    loss, alone = apple.loss(student, tokens, theirs, LEVEL), apple.alone(student, tokens, LEVEL)
+    more = partial(
+        said, loss=loss.value, loss_low=loss.low, loss_high=loss.high, alone=alone.value, alone_low=alone.low,
+        alone_high=alone.high,
+        break_even=first_useless(_tokens(fits), apple.supervised, apple.distilled, student, theirs),
+    )  # fmt: skip
+    return _answer(fits, held, tokens, student, beyond, more)
+
+
+def _answer(fits: Fits, held: Interval, tokens: float, student: float, beyond: str, said: "partial[Answer]") -> Answer:
+    low, high = (float(x) if np.isfinite(x) and x > 0 else None for x in (held.low, held.high))
+    if beyond:
+        return said(teacher=None, low=low, high=high, says=f"{beyond}: an interval and no point")
+    if not np.isfinite(held.value):
+        return said(teacher=None, low=low, high=high, says="the best teacher lies beyond 3 times the measured ones")
+    teacher = float(held.value)
+    if Range(low=float(fits.cells.teacher.min()), high=float(fits.cells.teacher.max())).beyond(teacher):
+        return said(teacher=None, low=low, high=high, says="beyond 3 times the measured teachers: no point")
+    return said(
+        teacher=teacher, low=low, high=high, says="with a 90% interval",
+        flops=training_flops(student, tokens, teacher), teacher_flops=6.0 * fits.teacher_tokens * teacher**2,
+    )  # fmt: skip
+
+
+def _beyond(fits: Fits, student: float, tokens: float) -> str:
+    """Return in what a student is far from those that were measured; nothing where it is near."""
+    if not len(fits.cells):
+        return ""
+    asked = {"parameters": (student, fits.cells.student), "tokens": (tokens, fits.cells.tokens)}
+    far = [
+        f"{short(value)} {what} are beyond 3 times what was measured ({_range(column)})"
+        for what, (value, column) in asked.items()
+        if Range(low=float(column.min()), high=float(column.max())).beyond(value)
+    ]
+    return "; ".join(far)
+
+
+def _tokens(fits: Fits) -> Floats:
+    """Return tokens up to ``REACH`` times beyond the measured ones."""
+    return np.geomspace(fits.cells.tokens.min() / REACH, fits.cells.tokens.max() * REACH, 500)
+
+
+def _range(column: Floats) -> str:
+    return f"{short(float(column.min()))} to {short(float(column.max()))}"

@@ -1,0 +1,100 @@
+"""Finds the grid that a user names, finished or published, and what it says of laws."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from capgap_core import law_findings, store
+from capgap_core.errors import CapgapError, InputFaults, fault
+from capgap_core.laws.fits import Fits, fits_of
+from flows import runs
+
+COLUMNS = {"role", "parameters", "tokens", "teacher", "seed", "nats", "teacher_nats", "data_limited"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A grid that was found."""
+
+    name: str
+    fits: Fits
+    throughput: float | None
+    """FLOPs a second of its largest teacher's training, 6 for each parameter and token; null where unknown."""
+
+
+def find(what: str, root: Path) -> Grid:
+    """Return the grid that a name stands for, fitted.
+
+    Parameters
+    ----------
+    what
+        ``last``, the start of a run's id, ``law/identity``, the folder of a stage, or published rows (.parquet).
+
+    Raises
+    ------
+    InputFaults
+        Where there is none, or several.
+    """
+    path = _published(what) or _table(what, root)
+    try:
+        if path.parent.joinpath("record.json").is_file():
+            store.verified_record(path.parent)
+        whole = pq.read_table(path)
+    except (OSError, ValueError, CapgapError) as error:
+        raise _fault(what, f"cannot be read: {error}") from error
+    lacking = COLUMNS - set(whole.column_names)
+    if lacking:
+        raise _fault(what, f"{path.name} has no column {', '.join(sorted(lacking))}")
+    rows = [row for row in whole.to_pylist() if row.get("kind") in (None, "grid")]
+    cells, alone = law_findings.grid_of(rows)
+    teachers = [row for row in rows if row["role"] == "teacher"]
+    if not teachers:
+        raise _fault(what, "holds no teacher")
+    tokens = float(np.median([row["tokens"] / row["parameters"] for row in teachers]))
+    return Grid(
+        name=what, fits=fits_of(cells, alone, teacher_tokens=tokens), throughput=_throughput(teachers, path.parent)
+    )
+
+
+def _published(what: str) -> Path | None:
+    path = Path(what).expanduser()
+    return path if path.suffix == ".parquet" and path.is_file() else None
+
+
+def _table(what: str, root: Path) -> Path:
+    """Return the table of cells of the one stage that a name stands for."""
+    laws = [held for held in runs.results(root) if held["flow"] == "law" and held["status"] == "completed"]
+    chosen = laws[:1] if what == "last" else [held for held in laws if what and held["run_id"].startswith(what)]
+    folders = {Path(held["paths"]["law"]) for held in chosen}
+    stage, _, identity = what.strip("/").partition("/")
+    if not folders and stage == "law" and identity:
+        folders = set((root / "store" / "law").glob(f"{identity}*/*"))
+    if not folders and Path(what).is_dir():
+        folders = {Path(what)}
+    found = sorted(folder / "cells.parquet" for folder in folders if (folder / "cells.parquet").is_file())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise _fault(what, "could be any of " + ", ".join(str(path.parent) for path in found))
+    raise _fault(what, f"no finished law of {root} is called so")
+
+
+def _throughput(teachers: Sequence[Mapping[str, Any]], folder: Path) -> float | None:
+    """Return the FLOPs a second of the largest teacher's training, from its own row or from its record."""
+    largest = max(teachers, key=lambda row: row["parameters"])
+    seconds = largest.get("seconds")
+    if seconds is None and len(folder.parents) > 2:  # store/law/identity/code
+        records = folder.parents[2].joinpath("pretrain", str(largest.get("identity"))).glob("*/record.json")
+        seconds = next((store.read_record(path.parent).seconds for path in sorted(records)), None)
+    return 6.0 * largest["parameters"] * largest["tokens"] / seconds if seconds else None
+
+
+def _fault(what: str, rule: str) -> InputFaults:
+    remedy = (
+        "Give last, a run's id, law/identity, its folder, or published rows (.parquet); capgap show lists the runs."
+    )
+    return InputFaults([fault("--from", what, rule, remedy)])
