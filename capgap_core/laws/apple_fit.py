@@ -167,7 +167,7 @@ def fit_apple(
 def _lacking(cells: Cells, alone: Alone) -> str:
     """Return what a grid lacks for a fit; nothing where it will do."""
     counts = {name: len(np.unique(getattr(cells, name))) for name in FEWEST}
-    # Students on as many tokens a parameter each have tokens of their own, which says nothing of tokens apart from size.
+    # Students on equal tokens a parameter have tokens of their own, which say nothing of tokens apart from size.
     counts["tokens"] = max((len(np.unique(cells.tokens[cells.student == s])) for s in cells.student), default=0)
     few = [f"{counts[name]} of {least} {what}" for name, (least, what) in FEWEST.items() if counts[name] < least]
     distinct = len(np.unique(np.stack([cells.student, cells.tokens, cells.teacher], axis=1), axis=0))
