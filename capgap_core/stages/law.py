@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from capgap_core import report_law, tables
+from capgap_core import hmm, report_law, tables
 from capgap_core.ladder import MOST_EPOCHS, data_limited
 from capgap_core.laws.apple_fit import AppleFit
 from capgap_core.laws.fits import Fits, fits_of
@@ -45,6 +45,17 @@ class Cell(BaseModel):
     seed: int
 
 
+class Control(BaseModel):
+    """How models were measured on the control, whose own loss is known: the input ``text`` is its stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: int
+    """Tokens of a row."""
+    rows: int | None
+    """That were measured on, evenly spread; null: all."""
+
+
 class Said(BaseModel):
     """What only the report says."""
 
@@ -64,6 +75,8 @@ class Recipe(BaseModel):
     teachers: tuple[Teacher, ...]
     cells: tuple[Cell, ...]
     teacher_tokens: float
+    control: Control | None = None
+    """Null where the text's own loss is not known."""
     said: Said
 
 
@@ -82,7 +95,7 @@ def run(
     summary = {
         "cells": len(rows), "bracketed": sum(one.found == "bracketed" for one in fits.optima),
         "monotone": monotone(rows), "powers": [{"budget": b, **_power(power)} for b, power in fits.powers.items()],
-        **_apple(fits.apple, cells),
+        **_apple(fits.apple, cells), **_known(recipe.control, inputs, fits.apple),
     }  # fmt: skip
     figures = _figures(fits)
     for name, png in figures.items():
@@ -196,6 +209,17 @@ def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
         for student, tokens, _ in cells.curves()
     ]
     return {"apple": "estimable", "apple_error": apple.error, "apple_teachers": named}
+
+
+def _known(control: Control | None, inputs: Mapping[str, Input], apple: AppleFit | NotEstimable) -> dict[str, Any]:
+    """Return what the control's source loses on the same rows, and what the law takes that for; else nothing."""
+    if control is None:
+        return {}
+    text = inputs["text"]
+    assert isinstance(text, Reference)
+    known = hmm.on_part(text.table(PART), control.length, most=control.rows)
+    found = None if isinstance(apple, NotEstimable) else _of(apple.irreducible())
+    return {"source_nats": known.nats, "source_stderr": known.stderr, "irreducible": found}
 
 
 def _of(interval: Interval) -> list[float | None]:
