@@ -60,9 +60,16 @@ def across(p: Law, wrong: set[str]) -> list[Fault]:
         faults.append(fault("objective.prediction", 0, rule, "Give a weight above 0."))
     if not wrong & {"training", "training.learning_rate", "ladder", "ladder.teachers", "ladder.students"}:
         faults += _too_fast(p.training.learning_rate, p.ladder)
-    if p.dataset == hmm.NAME:
-        faults += _no_control(p, wrong)
+    if "dataset" not in wrong:
+        faults += _no_control(p, wrong) if p.dataset == hmm.NAME else _not_drawn(p, wrong)
     return faults
+
+
+def _not_drawn(p: Law, wrong: set[str]) -> list[Fault]:
+    if wrong & {"data", "data.synthetic_bytes"} or p.data.synthetic_bytes is None:
+        return []
+    rule = f"only {hmm.NAME} is drawn in any amount, and dataset is {p.dataset}"
+    return [fault("data.synthetic_bytes", p.data.synthetic_bytes, rule, f"Leave it out, or give dataset={hmm.NAME}.")]
 
 
 def _no_control(p: Law, wrong: set[str]) -> list[Fault]:

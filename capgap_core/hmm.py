@@ -131,7 +131,7 @@ def on_rows(ids: np.ndarray, starts: np.ndarray, length: int, *, most: int | Non
     return _known(table.reshape(len(rows), length).sum(axis=1)[chosen], rows.kept()[chosen])
 
 
-def on_part(table: Path, length: int, *, most: int | None) -> Known:
+def on_part(table: Path, length: int, *, most: int | None = None) -> Known:
     """Return what ``on_rows`` says of a part that the stage ``text`` has written."""
     lists = pq.read_table(table, columns=["input_ids"])["input_ids"].combine_chunks()
     return on_rows(lists.values.to_numpy(), lists.offsets.to_numpy(), length, most=most)

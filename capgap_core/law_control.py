@@ -34,7 +34,8 @@ def rows(
     budgets
         Tokens.
     """
-    text = _text(round(SPARE * max(budgets)), execution, progress)
+    recipe = text_recipe(round(SPARE * max(budgets)), execution)
+    text = build("text", recipe, {}, execution=execution, progress=progress)
     known = hmm.on_part(text.table(PART), training.length, most=training.held_out_rows)
     for seed in seeds:
         for size in sorted(sizes):
@@ -52,16 +53,16 @@ def rows(
                 }  # fmt: skip
 
 
-def _text(train_bytes: int, execution: Execution, progress: Progress) -> Reference:
+def text_recipe(train_bytes: int, execution: Execution) -> text_stage.Recipe:
+    """Return the recipe of the control's stage ``text``, with so many bytes to train on."""
     cache = Path(execution.root or ".") / "cache"
     content = read_text(hmm.NAME, seed=0, cache=Cache(cache), synthetic_bytes=train_bytes).digest
     source = text_stage.Source(
         dataset=hmm.NAME, splits=None, cache=str(cache), tokenizer=None, synthetic_bytes=train_bytes
     )
-    recipe = text_stage.Recipe(
+    return text_stage.Recipe(
         content=content, column=None, tokenizer="bytes", vocabulary=None, seed=0, source=source
     )  # fmt: skip
-    return build("text", recipe, {}, execution=execution, progress=progress)
 
 
 def _made(cell: Cell, text: Reference, training: LmTraining, execution: Execution, progress: Progress) -> Reference:

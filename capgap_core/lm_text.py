@@ -15,7 +15,7 @@ from pathlib import Path
 from capgap_core import hmm, loading, sources, unreadable
 from capgap_core.columns import Table
 from capgap_core.documents import Document, LmText, Parts, digest_of, held_out, shuffled
-from capgap_core.errors import Fault, InputFaults, Problems, fault
+from capgap_core.errors import InputFaults, Problems, fault
 from capgap_core.loading import Cache
 from capgap_core.pysource import read_pysource
 from capgap_core.sources import Splits
@@ -49,7 +49,7 @@ def read_text(
     cache
         Where ``datasets`` may keep what it has read.
     synthetic_bytes
-        Of the training part of ``hmm``; null: ``hmm.BYTES``.
+        Of the training part of ``hmm``; null: ``hmm.BYTES``. Of any other text there is what there is.
 
     Raises
     ------
@@ -59,8 +59,6 @@ def read_text(
     problems = Problems()
     if dataset in EMBEDDED:
         return _embedded(dataset, column, splits, seed, synthetic_bytes, problems)
-    if synthetic_bytes is not None:
-        problems.add(_not_drawn(dataset, synthetic_bytes))
     name, tables = _tables(dataset, splits, cache, problems)
     parts, empty = _parts(tables, column, problems)
     if "train" not in tables and not problems.faults:
@@ -86,17 +84,10 @@ def _embedded(
     if dataset == hmm.NAME and Path(dataset).exists():
         rule = "is the name of an embedded text, and is here, too"
         problems.add(fault("dataset", dataset, rule, f"Write ./{dataset} for what is here, or run elsewhere."))
-    if dataset != hmm.NAME and synthetic_bytes is not None:
-        problems.add(_not_drawn(dataset, synthetic_bytes))
     if problems.faults:
         raise problems.error()
     made = read_pysource() if dataset != hmm.NAME else hmm.read_hmm(synthetic_bytes or hmm.BYTES)
     return replace(made, parts=shuffled(made.parts, seed))
-
-
-def _not_drawn(dataset: str, synthetic_bytes: int) -> Fault:
-    rule = f"only {hmm.NAME} is drawn in any amount, and dataset is {dataset}"
-    return fault("data.synthetic_bytes", synthetic_bytes, rule, f"Leave it out, or give dataset={hmm.NAME}.")
 
 
 def _tables(dataset: str, splits: Splits, cache: Cache, problems: Problems) -> tuple[str, dict[str, list[Table]]]:
