@@ -14,7 +14,7 @@ from capgap_core.build import build
 from capgap_core.documents import LmText
 from capgap_core.errors import InputFaults
 from capgap_core.ladder import sizes_for
-from capgap_core.law import resolved
+from capgap_core.law import grid_of, resolved
 from capgap_core.lm_recipes import ALONE
 from capgap_core.lm_text import read_text
 from capgap_core.loading import Cache
@@ -196,6 +196,15 @@ def test_what_would_be_no_control(data: dict[str, Any], rule: str, remedy: str) 
     assert rule in one.rule
     assert one.remedy == remedy
     assert given_text.across(Law(dataset="hmm"), set()) == []
+
+
+def test_what_is_asked_for_reaches_the_stage(tmp_path: Path) -> None:
+    asked = {"dataset": "hmm", "data": {"synthetic_bytes": 40_000}, "ladder": {"teachers": [3e3], "students": [3e3]}}
+    checked = preflight.check({**asked, "run": {"root": str(tmp_path / "art")}}, flow="law")
+    recipe = grid_of(checked).text
+    assert recipe.source.synthetic_bytes == 40_000
+    assert recipe.content == law_control.text_recipe(40_000, Execution(root=str(tmp_path))).content
+    assert checked.text.name == "hmm"
 
 
 def test_a_name_that_is_a_folder_too_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
