@@ -6,26 +6,35 @@ import numpy as np
 import pandas as pd
 
 from capgap_core import markdown
-from capgap_core.laws.apple_fit import around, draw_supervised, fit_supervised
+from capgap_core.laws.apple_fit import BOOTSTRAPS, around, draw_supervised, fit_supervised
 from capgap_core.laws.grid import Alone, Interval
 
 LEVEL = 0.90
+LEFT_OUT = {"parameters": "parameters", "budget": "tokens"}
+"""Column whose values are left out in turn → what they are."""
 
 
-def irreducible(frame: pd.DataFrame) -> Interval:
+def irreducible(frame: pd.DataFrame, *, bootstraps: int = BOOTSTRAPS) -> Interval:
     """Return E of the law L(N, D) that is fitted to these models, in nats, with a bootstrap interval."""
     alone = Alone(
         parameters=frame["parameters"].to_numpy(np.float64), tokens=frame["tokens"].to_numpy(np.float64),
         loss=frame["nats"].to_numpy(np.float64), teaches=np.zeros(len(frame), dtype=bool),
     )  # fmt: skip
     law = fit_supervised(alone)
-    return around(law.e, [drawn.e for drawn in draw_supervised(alone, law)], LEVEL)
+    return around(law.e, [drawn.e for drawn in draw_supervised(alone, law, bootstraps=bootstraps)], LEVEL)
 
 
-def fitted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with what their law finds, the same in each: another scipy might end a little elsewhere."""
-    found = irreducible(frame)
+def fitted(frame: pd.DataFrame, *, bootstraps: int = BOOTSTRAPS) -> pd.DataFrame:
+    """Return the rows with what their law finds, the same in each: another scipy might end a little elsewhere.
+
+    ``without_parameters_e`` and its like are what is found where all models of a row's size, or budget, are left out.
+    """
+    found = irreducible(frame, bootstraps=bootstraps)
     held = frame.assign(fitted_e=found.value, fitted_low=found.low, fitted_high=found.high)
+    for column in LEFT_OUT:
+        each = {one: irreducible(frame[frame[column] != one], bootstraps=bootstraps) for one in set(frame[column])}
+        for end, name in (("value", "e"), ("low", "low"), ("high", "high")):
+            held[f"without_{column}_{name}"] = [getattr(each[one], end) for one in frame[column]]
     return held.sort_values(["parameters", "tokens", "seed"], ignore_index=True)
 
 
@@ -47,11 +56,24 @@ def control_table(frame: pd.DataFrame) -> str:
         for size in sorted({size for size, _ in losses})
     ]
     table = markdown.table(["parameters", *(f"{markdown.short(budget)} tokens" for budget in budgets)], lines)
-    return f"{table}\n\n{verdict(frame)}"
+    return f"{table}\n\n{verdict(frame)}\n\n{_left_out(frame)}"
 
 
 def _cell(losses: list[float] | None, source: float) -> str:
     return f"{fmean(losses):.4f} ({markdown.signed(fmean(losses) - source)})" if losses else "–"
+
+
+def _left_out(frame: pd.DataFrame) -> str:
+    """Return what the law finds without all models of a size, or on a number of tokens."""
+    lines = []
+    for column, unit in LEFT_OUT.items():
+        for one, own in frame.groupby(column):
+            row = own.iloc[0]
+            value, low, high = (float(row[f"without_{column}_{name}"]) for name in ("e", "low", "high"))
+            holds = "held" if low <= row["source_nats"] <= high else "**not held**"
+            left = f"{markdown.short(float(str(one)))} {unit}"
+            lines.append([left, f"{len(frame) - len(own)}", f"{value:.4g} ({low:.4g} to {high:.4g})", holds])
+    return markdown.table(["left out", "models", f"E ({LEVEL:.0%} interval)", "what is known"], lines)
 
 
 def verdict(frame: pd.DataFrame) -> str:

@@ -118,11 +118,13 @@ def test_the_law_finds_the_loss_that_is_known() -> None:
 
 
 def test_the_table_says_what_is_found_and_what_only_a_leak_explains() -> None:
-    frame = published_control.fitted(published(3e-3))
+    frame = published_control.fitted(published(3e-3), bootstraps=3)
     text = published_control.control_table(frame)
     first = frame.iloc[0]
     assert f"| 3k | {first['nats']:.4f} (+{first['nats'] - 1.76:.4f}) |" in text
     assert "no model is below it" in text
+    assert text.count("| 9 |") == 4
+    assert text.count("| 8 |") == 3
     wrong = frame.assign(nats=frame["nats"].where(frame["parameters"] < 100_000, 1.74), fitted_low=1.8)
     text = published_control.control_table(wrong)
     assert "3 models are, which only a leak explains," in text
