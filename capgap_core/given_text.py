@@ -1,11 +1,13 @@
 """Looks at what a law is given: the text, its tokenizer, and whether both do for the ladder that is asked for."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from capgap_core import hmm
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_files import tokenizer_of
-from capgap_core.ladder import Ladder, rate as rate_of, sizes_for
+from capgap_core.ladder import Ladder, cells, rate as rate_of, sizes_for, teachers
 from capgap_core.lm_text import read_text
 from capgap_core.loading import Cache
 from capgap_core.recipes_law import Law
@@ -13,7 +15,8 @@ from capgap_core.recipes_law import Law
 VOCABULARY = 4096
 """Tokens of a BPE that is trained, where none are asked for."""
 OWN = ("bytes", "trained")
-READING = {"dataset", "data", "data.text_columns", "data.splits", "data.seed"}
+MILLION = 10**6
+READING = {"dataset", "data", "data.text_columns", "data.splits", "data.seed", "data.synthetic_bytes"}
 """What decides how the text is read: where one of them is wrong, nothing can be said of it."""
 
 
@@ -36,7 +39,10 @@ def look(p: Law, wrong: set[str], *, cache: Cache) -> tuple[GivenText | None, li
     if wrong & READING:
         return None, faults
     try:
-        text = read_text(p.dataset, column=p.data.text_columns, splits=p.data.splits, seed=p.data.seed, cache=cache)
+        text = read_text(
+            p.dataset, column=p.data.text_columns, splits=p.data.splits, seed=p.data.seed, cache=cache,
+            synthetic_bytes=p.data.synthetic_bytes,
+        )  # fmt: skip
     except InputFaults as error:
         return None, faults + list(error.faults)
     sizes = text.sizes
@@ -54,6 +60,31 @@ def across(p: Law, wrong: set[str]) -> list[Fault]:
         faults.append(fault("objective.prediction", 0, rule, "Give a weight above 0."))
     if not wrong & {"training", "training.learning_rate", "ladder", "ladder.teachers", "ladder.students"}:
         faults += _too_fast(p.training.learning_rate, p.ladder)
+    if "dataset" not in wrong:
+        faults += _no_control(p, wrong) if p.dataset == hmm.NAME else _not_drawn(p, wrong)
+    return faults
+
+
+def _not_drawn(p: Law, wrong: set[str]) -> list[Fault]:
+    if wrong & {"data", "data.synthetic_bytes"} or p.data.synthetic_bytes is None:
+        return []
+    rule = f"only {hmm.NAME} is drawn in any amount, and dataset is {p.dataset}"
+    return [fault("data.synthetic_bytes", p.data.synthetic_bytes, rule, f"Leave it out, or give dataset={hmm.NAME}.")]
+
+
+def _no_control(p: Law, wrong: set[str]) -> list[Fault]:
+    """Return why the source's own loss would not be what a grid comes down to."""
+    faults = []
+    if not wrong & {"data", "data.tokenizer"} and p.data.tokenizer != "bytes":
+        rule = "hmm is read a byte a token: its own loss is known for these"
+        faults.append(fault("data.tokenizer", p.data.tokenizer, rule, "Leave it out."))
+    if wrong & {"data", "data.synthetic_bytes", *(name for name in wrong if name.startswith("ladder"))}:
+        return faults
+    seen = [tokens for _, tokens in teachers(p.ladder)] + [cell.tokens for cell in cells(p.ladder)]
+    most, held = math.ceil(max(seen) / MILLION) * MILLION, p.data.synthetic_bytes or hmm.BYTES
+    if held < max(seen):
+        rule = f"a model is to see {max(seen):,} tokens, and of hmm none is seen twice"
+        faults.append(fault("data.synthetic_bytes", held, rule, f"Give {most}."))
     return faults
 
 

@@ -60,6 +60,7 @@ def grid_of(checked: CheckedLaw) -> Grid:
     source = text_stage.Source(
         dataset=p.dataset, splits=p.data.splits, cache=str(Path(p.run.root or ".") / "cache"),
         tokenizer=None if own else str(Path(p.data.tokenizer).expanduser().absolute()),
+        synthetic_bytes=p.data.synthetic_bytes,
     )  # fmt: skip
     recipe = text_stage.Recipe(
         content=text.content, column=p.data.text_columns, tokenizer=text.tokenizer,
@@ -94,11 +95,20 @@ def fill(grid: Grid, call: Caller) -> Reference:
             for cell in cells
         ),
         teacher_tokens=grid.ladder.teacher_tokens,
+        control=_control(grid, text),
         said=law_stage.Said(dataset=grid.dataset, command=grid.command, measured=measured_on(made[0])),
     )  # fmt: skip
     inputs: dict[str, Input] = {f"teacher_{i}": made for i, made in enumerate(teachers.values())}
     inputs |= {f"cell_{i}": one for i, one in enumerate(made)}
+    inputs |= {"text": text} if recipe.control else {}
     return call("law", recipe, inputs, role="", execution=grid.execution)
+
+
+def _control(grid: Grid, text: Reference) -> law_stage.Control | None:
+    """Return how models are measured on a text whose own loss is known; null for any other."""
+    if "source_nats" not in text.summary:
+        return None
+    return law_stage.Control(length=grid.training.length, rows=grid.training.held_out_rows)
 
 
 def _made(

@@ -68,7 +68,7 @@ def _power(power: Power | NotEstimable) -> dict[str, Any]:
     if isinstance(power, NotEstimable):
         return {"power": power.why}
     return {
-        "power": "estimable", "exponent": _of(power.exponent()), "ratio": _of(power.constant_ratio()),
+        "power": "estimable", "exponent": interval_of(power.exponent()), "ratio": interval_of(power.constant_ratio()),
         "students": power.optima,
     }  # fmt: skip
 
@@ -77,13 +77,13 @@ def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
     if isinstance(apple, NotEstimable):
         return {"apple": apple.why}
     named = [
-        {"student": student, "tokens": tokens, "teacher": _of(apple.teacher(student, tokens))}
+        {"student": student, "tokens": tokens, "teacher": interval_of(apple.teacher(student, tokens))}
         for student, tokens, _ in cells.curves()
     ]
     return {"apple": "estimable", "apple_error": apple.error, "apple_teachers": named}
 
 
-def _of(interval: Interval) -> list[float | None]:
+def interval_of(interval: Interval) -> list[float | None]:
     """Return value, low and high, null where there is none."""
     return [float(x) if np.isfinite(x) else None for x in (interval.value, interval.low, interval.high)]
 

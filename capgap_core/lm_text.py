@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import groupby, zip_longest
 from pathlib import Path
 
-from capgap_core import loading, sources, unreadable
+from capgap_core import hmm, loading, sources, unreadable
 from capgap_core.columns import Table
 from capgap_core.documents import Document, LmText, Parts, digest_of, held_out, shuffled
 from capgap_core.errors import InputFaults, Problems, fault
@@ -20,11 +20,15 @@ from capgap_core.loading import Cache
 from capgap_core.pysource import read_pysource
 from capgap_core.sources import Splits
 
+EMBEDDED = ("pysource", hmm.NAME)
 HELD_OUT = ("valid", "test")
 _PART_OF = {"train": "train", "dev": "valid", "test": "test"}
 
 
-def read_text(dataset: str, *, column: str | None = None, splits: Splits = None, seed: int, cache: Cache) -> LmText:
+def read_text(
+    dataset: str, *, column: str | None = None, splits: Splits = None, seed: int, cache: Cache,
+    synthetic_bytes: int | None = None,
+) -> LmText:  # fmt: skip
     """Return the text that ``dataset`` names; a part that it does not have is cut from train, by document.
 
     A row's ``source`` and ``path`` are those of the columns of these names, else its file and number. Documents that
@@ -34,7 +38,7 @@ def read_text(dataset: str, *, column: str | None = None, splits: Splits = None,
     Parameters
     ----------
     dataset
-        ``pysource``, an existing file or folder, or ``hub[/config][@revision]``.
+        ``pysource``, ``hmm``, an existing file or folder, or ``hub[/config][@revision]``.
     column
         The column of the text; null: ``text``.
     splits
@@ -44,15 +48,17 @@ def read_text(dataset: str, *, column: str | None = None, splits: Splits = None,
         Draws what is cut, and the order in which the documents of each part stand.
     cache
         Where ``datasets`` may keep what it has read.
+    synthetic_bytes
+        Of the training part of ``hmm``; null: ``hmm.BYTES``. Of any other text there is what there is.
 
     Raises
     ------
     InputFaults
         With everything that is wrong with the text and with what was asked of it.
     """
-    if dataset == "pysource":
-        return _embedded(column, splits, seed)
     problems = Problems()
+    if dataset in EMBEDDED:
+        return _embedded(dataset, column, splits, seed, synthetic_bytes, problems)
     name, tables = _tables(dataset, splits, cache, problems)
     parts, empty = _parts(tables, column, problems)
     if "train" not in tables and not problems.faults:
@@ -67,16 +73,20 @@ def read_text(dataset: str, *, column: str | None = None, splits: Splits = None,
     return LmText(name, shuffled(apart, seed), digest, empty, repeated, notes)
 
 
-def _embedded(column: str | None, splits: Splits, seed: int) -> LmText:
-    """Return pysource, which has its own parts and texts."""
-    problems = Problems()
+def _embedded(
+    dataset: str, column: str | None, splits: Splits, seed: int, synthetic_bytes: int | None, problems: Problems
+) -> LmText:
+    """Return pysource or hmm, which have their own parts and texts."""
     for field, value in (("data.text_columns", column), ("data.splits", splits)):
         if value is not None:
             remedy = "Leave it out, or give text of your own: dataset=<folder, file or hub name>."
-            problems.add(fault(field, value, "does not fit pysource, which has its own parts and texts", remedy))
+            problems.add(fault(field, value, f"does not fit {dataset}, which has its own parts and texts", remedy))
+    if dataset == hmm.NAME and Path(dataset).exists():
+        rule = "is the name of an embedded text, and is here, too"
+        problems.add(fault("dataset", dataset, rule, f"Write ./{dataset} for what is here, or run elsewhere."))
     if problems.faults:
         raise problems.error()
-    made = read_pysource()
+    made = read_pysource() if dataset != hmm.NAME else hmm.read_hmm(synthetic_bytes or hmm.BYTES)
     return replace(made, parts=shuffled(made.parts, seed))
 
 

@@ -26,6 +26,10 @@ class TextRecipe(Recipe):
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Draws the documents held out where no part is, and their order."
     )  # fmt: skip
+    synthetic_bytes: int | None = Field(
+        default=None, ge=10_000, le=2 * 10**9,
+        description="Bytes of the training part, of dataset=hmm alone; null: 20,000,000.",
+    )  # fmt: skip
 
 
 class LmTraining(Recipe):
@@ -54,7 +58,7 @@ class Law(Recipe):
 
     dataset: str = Field(
         default="pysource", min_length=1, max_length=1000,
-        description="pysource, a file, a folder, or hub[/config][@revision].",
+        description="pysource, hmm, a file, a folder, or hub[/config][@revision].",
     )  # fmt: skip
     data: TextRecipe = TextRecipe()
     ladder: Ladder = Ladder()

@@ -60,7 +60,7 @@ def compose(facts: Facts, figures: Mapping[str, bytes]) -> str:
         "Each loss is a mean over seeds. A teacher is told to be the best one where both its neighbours are worse by "
         "more than two standard errors; then a parabola through the teachers around it says where the best lies, with "
         "a 90% interval.",
-        f"## Teachers\n\n{teachers(facts['rows'])}",
+        f"## Teachers\n\n{teachers(facts['rows'], facts['summary'].get('source_nats'))}",
         f"## Laws on students they have not seen\n\n{_rivals(facts['rivals'])}",
         "Every size of student is left out in turn; a law that was fitted to the others names its teacher, of those "
         "that were measured. The regret is what that teacher's student loses beyond the best one's.",
@@ -95,7 +95,7 @@ def verdicts(rows: Sequence[Row], summary: Row) -> list[str]:
         said.append("**No law of the best teacher can be estimated: no cell is in a fit.**")
     if summary["apple"] != "estimable":
         said.append(f"Apple's law: not estimable: {summary['apple']}.")
-    return said
+    return said + _source(summary)
 
 
 def _power(power: Row) -> str:
@@ -111,17 +111,35 @@ def _power(power: Row) -> str:
     )
 
 
-def teachers(rows: Sequence[Row]) -> str:
-    """Return the loss of each teacher, and how much text it has seen."""
+def _source(summary: Row) -> list[str]:
+    """Return what is said where the text's own loss is known."""
+    if "source_nats" not in summary:
+        return []
+    said = (
+        "The text is a control, and says nothing of language. Its source itself loses "
+        f"{summary['source_nats']:.4f} nats (± {summary['source_stderr']:.4f} over other rows) on the rows that models "
+        "are measured on: none can lose less, but by chance."
+    )
+    if summary["irreducible"] is None:
+        return [said]
+    value, low, high = summary["irreducible"]
+    holds = "holds" if low <= summary["source_nats"] <= high else "does not hold"
+    return [f"{said} Apple's law finds E = {value:.4f} ({low:.4f} to {high:.4f}, 90%), which {holds} it."]
+
+
+def teachers(rows: Sequence[Row], source: float | None = None) -> str:
+    """Return the loss of each teacher, and how much text it has seen; how far it is above the text's own, if known."""
     held = [
         [
             short(row["parameters"]), short(row["tokens"]), f"{row['tokens_per_parameter']:.1f}",
             f"{row['epochs']:.2f}",
             f"{row['nats']:.4f} ± {row['stderr']:.4f}", "limited by data" if row["data_limited"] else "",
+            *([] if source is None else [f"{row['nats'] - source:+.4f}"]),
         ]
         for row in rows if row["role"] == "teacher"
     ]  # fmt: skip
-    return table(["teacher", "tokens", "a parameter", "epochs", "nats a token ± s.e.", ""], held)
+    above = [] if source is None else ["above the source"]
+    return table(["teacher", "tokens", "a parameter", "epochs", "nats a token ± s.e.", "", *above], held)
 
 
 def students(rows: Sequence[Row], optima: Sequence[Row]) -> str:

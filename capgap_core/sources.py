@@ -21,7 +21,9 @@ NAMES = {
 
 _HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[\w.-]+){0,2})(?:@(?P<revision>[\w./-]+))?")
 _HUB_SECONDS = 4.0
-_WHERE_FORMS = "Give pydocs (pysource for a language model), a file, a folder, or a hub name: hub[/config][@revision]."
+_WHERE_FORMS = (
+    "Give pydocs (pysource or hmm for a language model), a file, a folder, or a hub name: hub[/config][@revision]."
+)
 
 Splits = Mapping[Any, str] | None
 """The file, or the hub's split, of parts whose names do not tell: ``data.splits``."""

@@ -78,6 +78,10 @@ class AppleFit:
         )
         return around(best, drawn, level)
 
+    def irreducible(self, level: float = 0.90) -> Interval:
+        """Return E, in nats: the loss that neither parameters nor tokens take away."""
+        return around(self.supervised.e, [s.e for s, _ in self.drawn], level)
+
     def teacher(self, student: float, tokens: float, level: float = 0.90) -> Interval:
         """Return the size of the best teacher, looked for up to ``REACH`` times beyond the measured ones.
 
@@ -116,6 +120,18 @@ def fit_supervised(alone: Alone, *, delta: float = DELTA) -> Supervised:
     given = (np.log(alone.parameters), np.log(alone.tokens))
     starts = _starts(SUPERVISED_STARTS)
     return Supervised.of(_minimised(log_supervised, given, np.log(alone.loss), starts, _bounds(Supervised), delta))
+
+
+def draw_supervised(
+    alone: Alone, supervised: Supervised, *, delta: float = DELTA, bootstraps: int = BOOTSTRAPS, seed: int = 0
+) -> list[Supervised]:
+    """Return fits to the same models with other errors, drawn as those of ``fit_apple``, of a law without teachers."""
+    given = (np.log(alone.parameters), np.log(alone.tokens))
+    exact = log_supervised(supervised.vector(), *given)[0]
+    error = _error(np.log(alone.loss) - exact, Supervised)
+    draw, start = np.random.default_rng([seed, 0]), [supervised.vector()]
+    moved = (exact + draw.normal(0.0, error, len(exact)) for _ in range(bootstraps))
+    return [Supervised.of(_minimised(log_supervised, given, one, start, _bounds(Supervised), delta)) for one in moved]
 
 
 def fit_distilled(cells: Cells, supervised: Supervised, *, delta: float = DELTA) -> Distilled:

@@ -7,10 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from capgap_core import report_law, tables
+from capgap_core import hmm, report_law, tables
 from capgap_core.ladder import MOST_EPOCHS, data_limited
-from capgap_core.law_findings import grid_of, null, optimum_row, summary_of
+from capgap_core.law_findings import grid_of, interval_of, null, optimum_row, summary_of
+from capgap_core.laws.apple_fit import AppleFit
 from capgap_core.laws.fits import Fits, fits_of
+from capgap_core.laws.grid import NotEstimable
 from capgap_core.laws.rivals import left_out
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
@@ -40,6 +42,17 @@ class Cell(BaseModel):
     seed: int
 
 
+class Control(BaseModel):
+    """How models were measured on the control, whose own loss is known: the input ``text`` is its stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: int
+    """Tokens of a row."""
+    rows: int | None
+    """That were measured on, evenly spread; null: all."""
+
+
 class Said(BaseModel):
     """What only the report says."""
 
@@ -59,6 +72,8 @@ class Recipe(BaseModel):
     teachers: tuple[Teacher, ...]
     cells: tuple[Cell, ...]
     teacher_tokens: float
+    control: Control | None = None
+    """Null where the text's own loss is not known."""
     said: Said
 
 
@@ -75,7 +90,7 @@ def run(
     judged = [null(vars(one)) for one in left_out(cells, alone, teacher_tokens=recipe.teacher_tokens)]
     tables.write(out_dir / "optima.parquet", "optima", best)
     tables.write(out_dir / "rivals.parquet", "rivals", judged)
-    summary = summary_of(fits, rows)
+    summary = {**summary_of(fits, rows), **_known(recipe.control, inputs, fits.apple)}
     figures = _figures(fits)
     for name, png in figures.items():
         (out_dir / f"{name}.png").write_bytes(png)
@@ -134,3 +149,14 @@ def _facts(item: Input) -> dict[str, Any]:
         "stderr": lost["stderr"], "bits_per_byte": lost["bits_per_byte"], "identity": item.identity,
         "data_limited": data_limited(held["tokens_per_parameter"], held["epochs"]),
     }  # fmt: skip
+
+
+def _known(control: Control | None, inputs: Mapping[str, Input], apple: AppleFit | NotEstimable) -> dict[str, Any]:
+    """Return what the control's source loses on the same rows, and what the law takes that for; else nothing."""
+    if control is None:
+        return {}
+    text = inputs["text"]
+    assert isinstance(text, Reference)
+    known = hmm.on_part(text.table(PART), control.length, most=control.rows)
+    found = None if isinstance(apple, NotEstimable) else interval_of(apple.irreducible())
+    return {"source_nats": known.nats, "source_stderr": known.stderr, "irreducible": found}

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from capgap_core import lm_tokens, tables, tokens
+from capgap_core import hmm, lm_tokens, tables, tokens
 from capgap_core.documents import Document
 from capgap_core.errors import StageFailed
 from capgap_core.given_files import tokenizer_of
@@ -31,6 +31,8 @@ class Source(BaseModel):
     cache: str
     tokenizer: str | None
     """The folder of a tokenizer that is given."""
+    synthetic_bytes: int | None = None
+    """Of the training part of ``hmm``."""
 
 
 class Recipe(BaseModel):
@@ -56,8 +58,9 @@ def run(
     """Write ``train``, ``valid`` and ``test`` as token ids, and the tokenizer."""
     where = recipe.source
     text = read_text(
-        where.dataset, column=recipe.column, splits=where.splits, seed=recipe.seed, cache=Cache(Path(where.cache))
-    )
+        where.dataset, column=recipe.column, splits=where.splits, seed=recipe.seed, cache=Cache(Path(where.cache)),
+        synthetic_bytes=where.synthetic_bytes,
+    )  # fmt: skip
     if text.digest != recipe.content:
         raise StageFailed("text", "the text has changed since the run began", "Start the run again.")
     tokenizer = _tokenizer(recipe, [document.text for document in text.parts["train"]])
@@ -72,6 +75,8 @@ def run(
         "documents": {part: len(documents) for part, documents in text.parts.items()}, "empty": text.empty,
         "repeated": text.repeated, "end": tokenizer.eos_token_id, "notes": list(text.notes),
     }  # fmt: skip
+    if where.dataset == hmm.NAME:
+        summary["source_nats"] = hmm.source_nats(text.parts)
     return Made(summary=summary)
 
 
