@@ -21,6 +21,17 @@ class Projection:
     """``out``: rows of the weight, and the bias where there is one, are units; ``in``: columns of the weight are."""
     shared: bool = False
     """Whether the query heads of a group have one part of it for all of them, as keys and values are."""
+    parts: int = 1
+    """Projections that it is fused of: 3 where queries, keys and values are one."""
+    apart: bool = False
+    """Whether the first parts of all units come before all second ones (GPT-2), or a unit's parts lie together."""
+    transposed: bool = False
+    """Whether inputs are the rows of its weight, as in the Conv1D of transformers."""
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the weight along which units lie."""
+        return int((self.side == "in") != self.transposed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,7 @@ class Shape:
         """Return how many rows or columns of a projection one unit takes."""
         if projection.axis == "neurons":
             return 1
-        return self.head_size * (1 if projection.shared else self.group)
+        return self.head_size * (1 if projection.shared else self.group) * projection.parts
 
     def biases(self, projection: Projection) -> int:
         """Return how many numbers of a projection's bias belong to one unit."""

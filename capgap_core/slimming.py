@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from capgap_core.shapes import Axis, Kept, Shape
+from capgap_core.shapes import Axis, Kept, Projection, Shape
 
 
 def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[tuple[int, Axis], np.ndarray]) -> None:
@@ -25,28 +25,45 @@ def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[t
     with torch.no_grad():
         for layer in range(shape.layers):
             for p in family.PROJECTIONS:
-                width = shape.width(p)
                 units = torch.as_tensor(order[layer, p.axis], dtype=torch.long)
-                index = (units[:, None] * width + torch.arange(width)).flatten()
-                name = p.name.format(layer=layer)
-                weight = state[f"{name}.weight"]
-                weight.copy_(weight.index_select(0 if p.side == "out" else 1, index.to(weight.device)))
-                bias = state.get(f"{name}.bias")
-                if p.side == "out" and bias is not None:
-                    bias.copy_(bias.index_select(0, index.to(bias.device)))
+                for _, tensor, dim in _tensors(p, state, layer):
+                    whole = _by_unit(p, tensor, shape, dim)
+                    whole.copy_(whole.index_select(dim + 1, units.to(whole.device)))
 
 
 def prefix(family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: Kept) -> dict[str, Tensor]:
-    """Return the tensors of the projections, cut to the prefix that is kept: views of those in ``state``."""
-    cut = {}
+    """Return the tensors of the projections, cut to the prefix that is kept: views of those in ``state``, if possible.
+
+    Where the parts of a fused projection lie apart (``Projection.apart``), what is kept of them is joined in a copy.
+    """
+    return {name: part.flatten(dim, dim + 2) for name, part, dim in _prefixes(family, state, shape, kept)}
+
+
+def _prefixes(
+    family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: Kept
+) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield name, view and dimension of what is kept of each tensor of the projections, split as ``_by_unit`` does."""
     for layer in range(shape.layers):
         for p in family.PROJECTIONS:
-            name, rows = p.name.format(layer=layer), kept[p.axis][layer] * shape.width(p)
-            weight, bias = f"{name}.weight", f"{name}.bias"
-            cut[weight] = state[weight][:rows] if p.side == "out" else state[weight][:, :rows]
-            if p.side == "out" and bias in state:
-                cut[bias] = state[bias][:rows]
-    return cut
+            for name, tensor, dim in _tensors(p, state, layer):
+                yield name, _by_unit(p, tensor, shape, dim).narrow(dim + 1, 0, kept[p.axis][layer]), dim
+
+
+def _tensors(p: Projection, state: Mapping[str, Tensor], layer: int) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield name and tensor of a projection's weight, and of its bias where it belongs to units, and their dimension.
+
+    The dimension is that along which units lie.
+    """
+    name = p.name.format(layer=layer)
+    yield f"{name}.weight", state[f"{name}.weight"], p.dim
+    if p.side == "out" and f"{name}.bias" in state:
+        yield f"{name}.bias", state[f"{name}.bias"], 0
+
+
+def _by_unit(p: Projection, tensor: Tensor, shape: Shape, dim: int) -> Tensor:
+    """Return a view of a tensor in which the dimension of units is three: blocks, units, and what one takes in each."""
+    width, blocks = shape.width(p), p.parts if p.apart else 1
+    return tensor.unflatten(dim, (blocks, tensor.shape[dim] // width, width // blocks))
 
 
 class Prefixes:
@@ -78,10 +95,10 @@ class Prefixes:
     def settle(self, scale: float, leaves: Mapping[str, Tensor]) -> None:
         """Add the gradients of a sub-network's leaves to those of the shared weights."""
         gradients = {name: p.grad for name, p in self._shared.items() if p.grad is not None}
-        for name, whole in prefix(self._family, gradients, self._shape, self._plans[scale]).items():
+        for name, whole, _ in _prefixes(self._family, gradients, self._shape, self._plans[scale]):
             part = leaves[name].grad
             if part is not None:
-                whole.add_(part)
+                whole.add_(part.reshape(whole.shape))
 
 
 def slim(family: ModuleType, model: PreTrainedModel, shape: Shape, kept: Kept) -> PreTrainedModel:
