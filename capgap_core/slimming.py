@@ -4,13 +4,15 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from capgap_core.shapes import Axis, Kept, Projection, Shape
+from capgap_core import stream
+from capgap_core.shapes import AXES, Axis, Kept, Projection, Shape
 
 
 def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[tuple[int, Axis], np.ndarray]) -> None:
@@ -19,7 +21,8 @@ def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[t
     Parameters
     ----------
     order
-        (layer, axis) → the old number of each unit, ``(units,)``, in the new order.
+        (layer, axis) → the old number of each unit, ``(units,)``, in the new order; of hidden, where it is there, at
+        layer 0.
     """
     state = model.state_dict()
     with torch.no_grad():
@@ -29,6 +32,9 @@ def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[t
                 for _, tensor, dim in _tensors(p, state, layer):
                     whole = _by_unit(p, tensor, shape, dim)
                     whole.copy_(whole.index_select(dim + 1, units.to(whole.device)))
+        if (0, "hidden") in order:
+            stream.check(family, {"hidden": ()})
+            stream.reorder(family, state, shape, torch.as_tensor(order[0, "hidden"], dtype=torch.long))
 
 
 def prefix(family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: Kept) -> dict[str, Tensor]:
@@ -74,6 +80,10 @@ class Prefixes:
     """
 
     def __init__(self, family: ModuleType, model: nn.Module, shape: Shape, plans: Mapping[float, Kept]) -> None:
+        if any(not set(kept) <= set(AXES) for kept in plans.values()):
+            raise ValueError(
+                f"Sub-networks share the width and the layers of their model; pruned are {', '.join(AXES)}."
+            )
         self._family, self._shape, self._plans = family, shape, plans
         parameters = dict(model.named_parameters())
         names = prefix(family, parameters, shape, shape.full())
@@ -102,10 +112,14 @@ class Prefixes:
 
 
 def slim(family: ModuleType, model: PreTrainedModel, shape: Shape, kept: Kept) -> PreTrainedModel:
-    """Return a model that is really smaller: the prefix of each layer's units, and all of the rest."""
+    """Return a model that is really smaller: the prefix of each layer's units, and all of the rest.
+
+    Of the width the prefix that ``kept`` says, and of the layers those it says (``capgap_core/axes.py``).
+    """
+    stream.check(family, kept)
     small = family.slimmed(model, kept)
     state = model.state_dict()
-    cut = {**state, **prefix(family, state, shape, kept)}
+    cut = stream.cut(family, {**state, **prefix(family, state, shape, kept)}, shape, kept)
     small.load_state_dict({name: tensor.clone() for name, tensor in cut.items()})
     if model.can_generate():
         small.generation_config = copy.deepcopy(model.generation_config)
@@ -123,11 +137,19 @@ def gated(
     gates
         (layer, axis) → ``(batch, units)`` or ``(units,)``: a gate for each example and unit, or one for all
         examples. Heads are gated before the output projection, neurons after the activation (MiniDisc), or after the
-        product with the other half where the activation is a gate (MiniMA).
+        product with the other half where the activation is a gate (MiniMA); hidden, at layer 0, wherever something is
+        added to the residual stream (``stream.gate_width``), layers where they add to it.
     """
+    stream.check(family, {axis: () for _, axis in gates})
     modules = dict(model.named_modules())
-    handles = []
+    handles: list[Any] = []
     for (layer, axis), gate in gates.items():
+        if axis == "hidden":
+            handles += stream.gate_width(family, modules, shape, gate)
+            continue
+        if axis == "layers":
+            handles += stream.gate_layer(family, modules, layer, gate)
+            continue
         (projection,) = [p for p in family.PROJECTIONS if p.axis == axis and p.side == "in"]
         width = shape.width(projection)
         module = modules[projection.name.format(layer=layer)]

@@ -1,4 +1,4 @@
-"""GPT-2 whose layers keep different numbers of heads and neurons; saved beside every such student.
+"""GPT-2, of which less is kept than its configuration states; saved beside every such student.
 
 It needs torch and transformers only, so that ``AutoModelForSequenceClassification`` and ``AutoModelForCausalLM`` load a
 student with ``trust_remote_code=True`` where capgap is not installed.
@@ -8,22 +8,27 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.pytorch_utils import Conv1D
 
 
 class CapgapGPT2Config(GPT2Config):
-    """A GPT-2 configuration with the heads and neurons that each layer keeps; null means all of them."""
+    """A GPT-2 configuration with the heads and neurons that each layer keeps, and the width; null means all.
+
+    The stated width stays that from which the size of a head comes.
+    """
 
     model_type = "capgap_gpt2"
 
     def __init__(
-        self, kept_heads: list[int] | None = None, kept_neurons: list[int] | None = None, **others: Any
-    ) -> None:
+        self, kept_heads: list[int] | None = None, kept_neurons: list[int] | None = None,
+        kept_hidden: int | None = None, **others: Any,
+    ) -> None:  # fmt: skip
         self.kept_heads = kept_heads
         self.kept_neurons = kept_neurons
+        self.kept_hidden = kept_hidden
         super().__init__(**others)
 
 
@@ -60,9 +65,9 @@ class Narrow(PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        hidden, size = config.hidden_size, config.hidden_size // config.num_attention_heads
+        hidden, size = config.kept_hidden or config.hidden_size, config.hidden_size // config.num_attention_heads
         heads = config.kept_heads or [config.num_attention_heads] * config.num_hidden_layers
-        neurons = config.kept_neurons or [config.n_inner or 4 * hidden] * config.num_hidden_layers
+        neurons = config.kept_neurons or [config.n_inner or 4 * config.hidden_size] * config.num_hidden_layers
         layers: Any = self.get_submodule("transformer.h")
         with warnings.catch_warnings():
             # A layer may have lost all its heads or neurons: nothing to initialise, and nothing to warn of.
@@ -72,8 +77,21 @@ class Narrow(PreTrainedModel):
                 layer.attn.c_proj = Conv1D(hidden, kept_heads * size)
                 layer.mlp.c_fc = Conv1D(kept_neurons, hidden)
                 layer.mlp.c_proj = Conv1D(hidden, kept_neurons)
+            if config.kept_hidden:
+                self._thin(hidden, config.layer_norm_epsilon)
             self.post_init()
         following(self)
+
+    def _thin(self, width: int, eps: float) -> None:
+        """Narrow what the stream goes through beside the projections."""
+        body: Any = self.get_submodule("transformer")
+        body.wte = nn.Embedding(body.wte.num_embeddings, width)
+        body.wpe = nn.Embedding(body.wpe.num_embeddings, width)
+        body.ln_f = nn.LayerNorm(width, eps=eps)
+        for block in body.h:
+            block.ln_1, block.ln_2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
+        head = "lm_head" if hasattr(self, "lm_head") else "score"
+        setattr(self, head, nn.Linear(width, getattr(self, head).out_features, bias=False))
 
 
 class CapgapGPT2LMHeadModel(Narrow, GPT2LMHeadModel):

@@ -4,13 +4,14 @@ The last token is the last that is not padding, which stands to the right of the
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from capgap_core.families import whole
-from capgap_core.shapes import Kept, Shape
+from capgap_core.shapes import AXES, Kept, Shape
 
 rows = None
 """transformers computes it, on a CPU too."""
@@ -22,6 +23,8 @@ TYPES = None
 """It has no embeddings of token types."""
 HEAD = "score.weight"
 """The parameter whose presence tells a fine-tuned classifier from a language model."""
+READERS = ("score", "lm_head")
+"""What reads the last states, of which a model has one."""
 CLASSIFIER, LANGUAGE = "ForSequenceClassification", ("ForCausalLM", "LMHeadModel")
 """What the names of the classes of classifiers end with, and those of language models."""
 
@@ -32,6 +35,11 @@ def labels_of(config: Any) -> int:
     return config.vocab_size if language else len(config.id2label or {})
 
 
+def width_of(config: Any) -> int:
+    """Return the width of the residual stream: what is kept of it, or what is stated."""
+    return getattr(config, "kept_hidden", None) or config.hidden_size
+
+
 def head_flops(shape: Shape, length: float) -> float:
     """Return the FLOPs of the head, which transformers computes at each of ``length`` tokens."""
     return 2.0 * length * shape.hidden * shape.labels
@@ -40,9 +48,8 @@ def head_flops(shape: Shape, length: float) -> float:
 def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     """Return a model with the embeddings, the first layers, the last norm and the head of another."""
     config = copy.deepcopy(model.config)
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = config.layer_types[:layers]
+    for name, value in _of_layers(config, range(layers)).items():
+        setattr(config, name, value)
     small = type(model)(config)
     held = model.state_dict()
     small.load_state_dict({name: held[name].clone() for name in small.state_dict()})
@@ -81,14 +88,13 @@ class Classes:
         return self._narrow[name.removeprefix("Capgap")].from_pretrained(folder, dtype="float32")
 
     def slimmed(self, model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
-        """Return another with random weights whose layers keep what ``kept`` says, ready to be filled and saved."""
+        """Return another with random weights that keeps what ``kept`` says, ready to be filled and saved."""
         narrow = self._narrow[type(model).__name__]
-        fields = {k: v for k, v in model.config.to_dict().items() if k not in OF_THE_CLASS}
+        stated = {k: v for k, v in model.config.to_dict().items() if k not in OF_THE_CLASS}
         kind: Any = narrow.config_class
         kind.register_for_auto_class()
         narrow.register_for_auto_class(f"AutoModelFor{'CausalLM' if model.can_generate() else CLASSIFIER[3:]}")
-        kept = {"kept_heads": list(kept["heads"]), "kept_neurons": list(kept["neurons"])}
-        return narrow(kind(**fields, **kept, architectures=[narrow.__name__]))
+        return narrow(kind(**stated | _left(model.config, kept), architectures=[narrow.__name__]))
 
 
 OF_THE_CLASS = {"model_type", "architectures", "auto_map"}
@@ -97,3 +103,20 @@ OF_THE_CLASS = {"model_type", "architectures", "auto_map"}
 
 def _config_of(folder: Path | str) -> dict[str, Any]:
     return PreTrainedConfig.get_config_dict(folder)[0]
+
+
+def _left(config: Any, kept: Kept) -> dict[str, Any]:
+    """Return the fields of a config that say what stays; the width is stated beside the old one, from which heads come.
+
+    transformers shares the stated width out among heads, and refuses one that it cannot.
+    """
+    stay = [i for i, here in enumerate(kept.get("layers", [1] * config.num_hidden_layers)) if here]
+    fields = {f"kept_{axis}": [kept[axis][i] for i in stay] for axis in AXES}
+    return {**fields, **_of_layers(config, stay), "kept_hidden": kept.get("hidden", [None])[0]}
+
+
+def _of_layers(config: Any, stay: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of a config that say how many layers there are, and of which type, by the names they have."""
+    types = getattr(config, "layer_types", None)
+    fields: dict[str, Any] = {config.attribute_map.get("num_hidden_layers", "num_hidden_layers"): len(stay)}
+    return fields if types is None else {**fields, "layer_types": [types[i] for i in stay]}

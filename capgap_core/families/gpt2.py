@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from capgap_core.families import capgap_gpt2, decoder
-from capgap_core.shapes import Projection, Shape
+from capgap_core.shapes import Kept, Projection, Shape
 
 LAYER = "transformer.h.{layer}."
 PROJECTIONS = (
@@ -20,11 +20,13 @@ PROJECTIONS = (
     Projection(LAYER + "mlp.c_proj", "neurons", "in", transposed=True),
 )
 EMBEDDINGS = ("transformer.wte.", "transformer.wpe.")
+NORMS = (LAYER + "ln_1", LAYER + "ln_2", "transformer.ln_f")
+READERS = decoder.READERS
 CLASSES = decoder.Classes(capgap_gpt2.CapgapGPT2LMHeadModel, capgap_gpt2.CapgapGPT2ForSequenceClassification)
 
 rows, INPUTS, CAUSAL, TYPES, HEAD = decoder.rows, decoder.INPUTS, decoder.CAUSAL, decoder.TYPES, decoder.HEAD
 head_flops, first_layers = decoder.head_flops, decoder.first_layers
-slimmed, load_slimmed = CLASSES.slimmed, CLASSES.load_slimmed
+load_slimmed = CLASSES.load_slimmed
 
 
 def shape_of(config: Any) -> Shape:
@@ -34,9 +36,24 @@ def shape_of(config: Any) -> Shape:
         heads=config.num_attention_heads,
         head_size=config.hidden_size // config.num_attention_heads,
         neurons=config.n_inner or 4 * config.hidden_size,
-        hidden=config.hidden_size,
+        hidden=decoder.width_of(config),
         labels=decoder.labels_of(config),
     )
+
+
+def slimmed(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
+    """Return another with random weights that keeps what ``kept`` says, ready to be filled and saved.
+
+    Raises
+    ------
+    ValueError
+        Layers go, and what stays would be scaled by other numbers than before.
+    """
+    if model.config.scale_attn_by_inverse_layer_idx and not all(kept.get("layers", ())):
+        raise ValueError(
+            "Attention is scaled by the layer's number (scale_attn_by_inverse_layer_idx): keep all layers."
+        )
+    return CLASSES.slimmed(model, kept)
 
 
 def load(folder: Path | str, **config: Any) -> PreTrainedModel:

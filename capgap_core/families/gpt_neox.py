@@ -17,6 +17,8 @@ PROJECTIONS = (
     Projection(LAYER + "mlp.dense_4h_to_h", "neurons", "in"),
 )
 EMBEDDINGS = ("gpt_neox.embed_in.",)
+NORMS = (LAYER + "input_layernorm", LAYER + "post_attention_layernorm", "gpt_neox.final_layer_norm")
+READERS = decoder.READERS
 CLASSES = decoder.Classes(
     capgap_gpt_neox.CapgapGPTNeoXForCausalLM, capgap_gpt_neox.CapgapGPTNeoXForSequenceClassification
 )
@@ -34,7 +36,7 @@ def shape_of(config: Any) -> Shape:
         heads=config.num_attention_heads,
         head_size=config.hidden_size // config.num_attention_heads,
         neurons=config.intermediate_size,
-        hidden=config.hidden_size,
+        hidden=decoder.width_of(config),
         labels=decoder.labels_of(config),
         head_biases=config.attention_bias,
     )

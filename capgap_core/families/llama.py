@@ -19,6 +19,8 @@ PROJECTIONS = (
     Projection(LAYER + "mlp.down_proj", "neurons", "in"),
 )
 EMBEDDINGS = ("model.embed_tokens.",)
+NORMS = (LAYER + "input_layernorm", LAYER + "post_attention_layernorm", "model.norm")
+READERS = decoder.READERS
 CLASSES = decoder.Classes(
     capgap_llama.CapgapLlamaForCausalLM, capgap_llama.CapgapLlamaForSequenceClassification,
     capgap_llama.CapgapMistralForCausalLM, capgap_llama.CapgapMistralForSequenceClassification,
@@ -42,7 +44,7 @@ def shape_of(config: Any) -> Shape:
         heads=keys,
         head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
         neurons=config.intermediate_size,
-        hidden=config.hidden_size,
+        hidden=decoder.width_of(config),
         labels=decoder.labels_of(config),
         group=heads // keys,
         head_biases=biased,

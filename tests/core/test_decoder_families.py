@@ -6,18 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import builders
 import numpy as np
 import pytest
 import torch
+from decoders import CASES, KINDS, answers, batch_of, columns_of, ends_of, made, masks, silenced
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from capgap_core import flops, models, plan, slimming
@@ -26,79 +25,8 @@ from capgap_core.errors import StageFailed
 from capgap_core.families import bert, capgap_gpt2, gpt2, gpt_neox, llama
 from capgap_core.given_forms import FORMS
 from capgap_core.progress import Silent
-from capgap_core.shapes import AXES, Kept, Shape
+from capgap_core.shapes import AXES
 from capgap_core.stages import importance
-
-CASES: dict[str, dict[str, Any]] = {
-    "llama": {}, "llama, a key for each query": {"group": 1, "keys": 4}, "llama, four queries a key": {"group": 4},
-    "llama with biases": {"attention_bias": True, "mlp_bias": True}, "mistral": {"kind": "mistral"},
-    "llama, wide heads": {"head_dim": 12}, "qwen2": {"kind": "qwen2"}, "qwen2, four": {"kind": "qwen2", "group": 4},
-    "qwen3": {"kind": "qwen3", "head_dim": 16}, "qwen3 with biases": {"kind": "qwen3", "attention_bias": True},
-    "tied": {"tie_word_embeddings": True},
-    "gpt_neox": {"kind": "gpt_neox"},
-    "gpt_neox, one after the other": {"kind": "gpt_neox", "use_parallel_residual": False},
-    "gpt_neox, half turned": {"kind": "gpt_neox", "rotary_pct": 0.5, "tie_word_embeddings": True},
-    "gpt_neox, few biases": {"kind": "gpt_neox", "attention_bias": False},
-    "gpt2": {"kind": "gpt2"}, "gpt2, scaled by layer": {"kind": "gpt2", "scale_attn_by_inverse_layer_idx": True},
-}  # fmt: skip
-KINDS = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt2")
-FAMILIES = {"gpt_neox": gpt_neox, "gpt2": gpt2}
-"""Family by the kind of a config; LLaMA's for any other."""
-CPU = torch.device("cpu")
-
-
-def made(case: str, *, language: bool = False) -> tuple[PreTrainedModel, Shape, ModuleType]:
-    model = builders.decoder(language=language, **CASES[case])
-    family = FAMILIES.get(model.config.model_type, llama)
-    return model, family.shape_of(model.config), family
-
-
-def columns_of(module: Any) -> Tensor:
-    """Return a weight with its inputs as columns, however it is stored."""
-    return module.weight.T if isinstance(module, Conv1D) else module.weight
-
-
-def ends_of(model: PreTrainedModel) -> list[tuple[str, int, Any]]:
-    """Return axis, layer and the module that reads its units."""
-    names = {
-        "gpt_neox": ("gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
-        "gpt2": ("transformer.h", "attn.c_proj", "mlp.c_proj"),
-    }
-    layers, *ends = names.get(model.config.model_type, ("model.layers", "self_attn.o_proj", "mlp.down_proj"))
-    found: Any = enumerate(model.get_submodule(layers))
-    return [(axis, i, layer.get_submodule(end)) for i, layer in found for axis, end in zip(AXES, ends, strict=True)]
-
-
-def batch_of(*, more: int = 0) -> dict[str, Tensor]:
-    """Return three texts of 7, 3 and 5 tokens, and so many places of padding more than the longest needs."""
-    real = torch.arange(7 + more)[None] < torch.tensor([7, 3, 5])[:, None]
-    draw = torch.Generator().manual_seed(2)
-    ids = torch.nn.functional.pad(torch.randint(1, builders.VOCABULARY, (3, 7), generator=draw), (0, more))
-    return {"input_ids": ids * real, "attention_mask": real.long()}
-
-
-def answers(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Return the logits of the texts, or of all their real tokens."""
-    with torch.no_grad():
-        found = model(**inputs).logits
-    return found[inputs["attention_mask"].bool()] if found.dim() == 3 else found
-
-
-def silenced(model: PreTrainedModel, shape: Shape, keep: Kept) -> PreTrainedModel:
-    """A second source: a copy in which nobody listens to the query heads, nor to the neurons, of what goes."""
-    changed = copy.deepcopy(model)
-    with torch.no_grad():
-        for axis, i, module in ends_of(changed):
-            width = shape.head_size * shape.group if axis == "heads" else 1
-            columns_of(module)[:, keep[axis][i] * width :] = 0.0
-    return changed
-
-
-def masks(shape: Shape, keep: Kept) -> dict[Any, Tensor]:
-    return {
-        (i, axis): (torch.arange(shape.units(axis)) < keep[axis][i]).float()
-        for axis in AXES for i in range(shape.layers)
-    }  # fmt: skip
 
 
 @st.composite
@@ -186,7 +114,7 @@ def test_importance_is_the_mean_slope_of_each_gate(case: str, tmp_path: Path) ->
     model, shape, family = made(case)
     part, eps = builders.examples(tmp_path, 10), 1e-3
     found = importance.importance(
-        family, copy.deepcopy(model), part, shape, batch_size=4, batch_means=False, device=CPU, progress=Silent()
+        family, copy.deepcopy(model), part, shape, batch_size=4, batch_means=False, progress=Silent()
     )
 
     def loss_of(place: int) -> Tensor:
@@ -270,7 +198,8 @@ def test_a_slim_model_loads_where_capgap_is_not_installed(tmp_path: Path) -> Non
     for language in (False, True):
         for case in ("llama with biases", "mistral", "qwen2", "qwen3", "tied", "gpt_neox", "gpt2"):
             model, shape, family = made(case, language=language)
-            small = slimming.slim(family, model, shape, builders.kept([0, 1], [24, 0])).eval()
+            keep = builders.kept([0, 1], [24, 0]) | ({"hidden": [24]} if language else {})
+            small = slimming.slim(family, model, shape, keep).eval()
             folder = tmp_path / f"{'language' if language else 'class'}-{case.replace(' ', '-')}"
             small.save_pretrained(folder)
             expected[str(folder)] = small(**inputs).logits

@@ -1,20 +1,20 @@
 """What decoders say of batches: read at the last real token, with words looked up before, and of mixtures."""
 
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import builders
 import numpy as np
 import pytest
 import torch
+from decoders import family_of
 from torch import Tensor
 from torch.nn.functional import pad
 
 from capgap_core import slimming
 from capgap_core.batches import Batch
 from capgap_core.distillation import Distillation, Objective
-from capgap_core.families import capgap_gpt2, gpt2, gpt_neox, llama
+from capgap_core.families import capgap_gpt2, llama
 from capgap_core.mixup import Mixture, Mixtures, Mixup, Pupil, mixed
 from capgap_core.outputs import Computed, Stock, computed
 from capgap_core.targets import live
@@ -62,10 +62,6 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, Computed]:
     if request.param == "gpt2":
         capgap_gpt2.following(model)
     return model, computed(family_of(model), model, "float32", CPU)
-
-
-def family_of(model: Any) -> ModuleType:
-    return {"gpt_neox": gpt_neox, "gpt2": gpt2}.get(model.config.model_type, llama)
 
 
 def alone(model: Any) -> Tensor:
