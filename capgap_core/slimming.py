@@ -4,11 +4,11 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from capgap_core import stream
@@ -142,7 +142,7 @@ def gated(
     """
     stream.check(family, {axis: () for _, axis in gates})
     modules = dict(model.named_modules())
-    handles: list[Any] = []
+    handles: list[RemovableHandle] = []
     for (layer, axis), gate in gates.items():
         if axis == "hidden":
             handles += stream.gate_width(family, modules, shape, gate)

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from capgap_core.shapes import AXES, Kept, Shape
-
-Handles = list[Any]
-"""What takes a hook away again."""
 
 
 def check(family: ModuleType, kept: Kept) -> None:
@@ -73,7 +71,9 @@ def cut(family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: Kep
     return state
 
 
-def gate_width(family: ModuleType, modules: Mapping[str, nn.Module], shape: Shape, gate: Tensor) -> Iterator[Any]:
+def gate_width(
+    family: ModuleType, modules: Mapping[str, nn.Module], shape: Shape, gate: Tensor
+) -> Iterator[RemovableHandle]:
     """Gate embeddings and all that is added to the stream; norms are taken over what has a gate other than 0.
 
     Parameters
@@ -91,7 +91,9 @@ def gate_width(family: ModuleType, modules: Mapping[str, nn.Module], shape: Shap
             yield modules[name].register_forward_hook(_over(here))
 
 
-def gate_layer(family: ModuleType, modules: Mapping[str, nn.Module], layer: int, gate: Tensor) -> Iterator[Any]:
+def gate_layer(
+    family: ModuleType, modules: Mapping[str, nn.Module], layer: int, gate: Tensor
+) -> Iterator[RemovableHandle]:
     """Gate what a layer adds to the stream; ``gate`` is ``(batch, 1)`` or ``(1,)`` for all dimensions alike."""
     for p in family.PROJECTIONS:
         if p.side == "in":

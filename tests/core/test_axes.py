@@ -161,6 +161,29 @@ def test_importance_of_width_and_layers_is_the_mean_slope_of_what_they_add(case:
         assert found["layers"][layer, 0] == pytest.approx(slope(written), rel=5e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("case", ["llama", "qwen2, four", "gpt_neox", "gpt2"])
+def test_what_is_kept_is_what_matters_most(case: str, tmp_path: Any) -> None:
+    """Scored, reordered, planned and slimmed: the same as silencing the units of the lowest scores where they were."""
+    model, shape, family = made(case, layers=4)
+    part = builders.examples(tmp_path, 10)
+    whole = copy.deepcopy(model)
+    scores = importance.importance(
+        family, model, part, shape, batch_size=8, batch_means=False, progress=Silent(), axes=EVERY
+    )
+    slimming.reorder(family, model, shape, axes.order(scores))
+    layers = axes.layers_by_score(scores["layers"], 3)
+    keep = axes.kept_at(0.3, scores, shape, layers=layers)
+    small = slimming.slim(family, model, shape, keep).eval()
+    gates: Any = {(i, "layers"): torch.tensor([float(here)]) for i, here in enumerate(keep["layers"])}
+    for axis in ("heads", "neurons", "hidden"):
+        for i in range(shape.sets(axis)):
+            best = np.argsort(-scores[axis][i], kind="stable")[: keep[axis][i]]
+            gates[i, axis] = torch.zeros(shape.units(axis)).index_fill(0, torch.as_tensor(best), 1.0)
+    with slimming.gated(family, whole, shape, gates):
+        assert torch.allclose(answers(small, batch_of()), answers(whole, batch_of()), atol=1e-5)
+    assert small.num_parameters() < 0.6 * whole.num_parameters()
+
+
 @pytest.mark.parametrize(("p", "each"), TABLE.items())
 def test_the_share_of_each_axis_is_the_published_one(p: int, each: int) -> None:
     assert 100 - round(100 * axes.share(1 - p / 100)) == each
