@@ -16,7 +16,7 @@ def forward_flops(family: ModuleType, shape: Shape, kept: Kept, length: float) -
     Counted are matrix products only (2 · rows · columns each); look-ups, normalisation and activations are not. The
     products of queries and keys are counted whole, though a decoder has no use for half of them.
     """
-    total = 0.0
+    total, (shape, kept) = 0.0, shape.cut(kept)
     for layer in range(shape.layers):
         for p in family.PROJECTIONS:
             total += 2.0 * length * shape.hidden * kept[p.axis][layer] * shape.width(p)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_files import FILES, TOKENIZERS, WEIGHTS, content_of, tokenizer_of
-from capgap_core.given_forms import FORMS, OPEN, Form, Sizes, Tensors
+from capgap_core.given_forms import FORMS, OPEN, Form, Tensors
 
 Mode = Literal["auto", "finetune", "accept"]
 
@@ -71,7 +71,7 @@ def inspect(teacher: str, mode: Mode, corpus: Corpus | None, *, cache: str | Non
         )
     if faults or form is None or weights is None:
         raise InputFaults(faults)
-    sizes, faults = _sizes(teacher, config, form.sizes)
+    sizes, faults = _sizes(teacher, config, form)
     shapes = _shapes(teacher, weights, form.prefix)
     faults += _fitting(teacher, form, sizes, shapes, folder, corpus) if not faults else []
     head = shapes.get(form.head)
@@ -145,11 +145,14 @@ def _config(teacher: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sizes(teacher: str, config: Mapping[str, Any], usual: Sizes) -> tuple[dict[str, Any], list[Fault]]:
+def _sizes(teacher: str, config: Mapping[str, Any], form: Form) -> tuple[dict[str, Any], list[Fault]]:
     """Return the sizes that a config states, the usual ones for those it leaves out, and a fault for each wrong one."""
-    sizes = {name: config.get(name, size) for name, size in usual.items()}
+    names = {name: form.names.get(name, name) for name in form.sizes}
+    sizes = {name: config.get(names[name], size) for name, size in form.sizes.items()}
     faults = [
-        fault("teacher", teacher, f"its config.json says {name} = {size!r}", "It has to be a whole number from 1.")
+        fault(
+            "teacher", teacher, f"its config.json says {names[name]} = {size!r}", "It has to be a whole number from 1."
+        )
         for name, size in sizes.items()
         if not (size is None and name in OPEN) and (not isinstance(size, int) or isinstance(size, bool) or size < 1)
     ]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from capgap_core.shapes import AXES, Axis, Kept, Shape
+from capgap_core.shapes import AXES, EVERY, Axis, Kept, Shape
 
-NEURON_MULTIPLE = 8
-"""Kept neurons are rounded to multiples of this, as in the released code."""
+MULTIPLE = 8
+"""Kept neurons and hidden dimensions are rounded to multiples of this, as in the released code."""
 
 
 def normalise(scores: np.ndarray) -> np.ndarray:
@@ -30,27 +30,36 @@ def kept_at(scale: float, scores: Mapping[Axis, np.ndarray], shape: Shape) -> di
     together go; neurons are then rounded to the nearest multiple of 8 in each layer. At least one head and one
     multiple of neurons stay in the model. A layer may lose all of an axis: the residual path remains.
     """
-    kept: dict[str, list[int]] = {}
-    for axis in AXES:
-        table = normalise(scores[axis])
-        layers, units = table.shape
-        gone = min(round((1.0 - scale) * table.size), table.size - 1)
-        lowest = np.argsort(table, axis=None, kind="stable")[:gone]
-        counts = units - np.bincount(lowest // units, minlength=layers)
-        kept[axis] = counts.tolist() if axis == "heads" else _to_multiples(counts, units)
-    return kept
+    return {axis: counts(axis, scores[axis], scale) for axis in AXES}
 
 
-def _to_multiples(counts: np.ndarray, units: int) -> list[int]:
-    step = min(NEURON_MULTIPLE, units)
-    rounded = np.minimum(np.floor(counts / step + 0.5).astype(int) * step, units)
+def counts(axis: Axis, scores: np.ndarray, share: float) -> list[int]:
+    """Return how many units each set keeps where a share of all of them stays; see ``kept_at``.
+
+    Parameters
+    ----------
+    scores
+        ``(sets, units)``: of hidden one set, of the other axes one for each layer.
+    """
+    table = normalise(scores)
+    sets, units = table.shape
+    gone = min(round((1.0 - share) * table.size), table.size - 1)
+    lowest = np.argsort(table, axis=None, kind="stable")[:gone]
+    left = units - np.bincount(lowest // units, minlength=sets)
+    return left.tolist() if axis == "heads" else _to_multiples(left, units)
+
+
+def _to_multiples(exact: np.ndarray, units: int) -> list[int]:
+    step = min(MULTIPLE, units)
+    rounded = np.minimum(np.floor(exact / step + 0.5).astype(int) * step, units)
     if not rounded.any():
-        rounded[int(np.argmax(counts))] = step
+        rounded[int(np.argmax(exact))] = step
     return rounded.tolist()
 
 
 def prunable(family: ModuleType, shape: Shape, kept: Kept) -> int:
     """Return the parameters in heads and neurons: projections' weights, and the biases of their units."""
+    shape, kept = shape.cut(kept)
     return sum((shape.hidden * shape.width(p) + shape.biases(p)) * sum(kept[p.axis]) for p in family.PROJECTIONS)
 
 
@@ -64,7 +73,8 @@ def rows_of(plans: Mapping[float, Kept], shape: Shape) -> list[dict[str, Any]]:
     return [
         {"scale": scale, "layer": layer, "axis": axis, "kept": count, "of": shape.units(axis)}
         for scale, kept in sorted(plans.items())
-        for axis in AXES
+        for axis in EVERY
+        if axis in kept
         for layer, count in enumerate(kept[axis])
     ]
 
@@ -73,13 +83,14 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[float, dict[str, list[i
     """Return scale → axis → kept units of each layer from rows of the table ``plan``."""
     plans: dict[float, dict[str, list[int]]] = {}
     for row in sorted(rows, key=lambda r: (r["scale"], r["axis"], r["layer"])):
-        plans.setdefault(row["scale"], {axis: [] for axis in AXES})[row["axis"]].append(row["kept"])
+        plans.setdefault(row["scale"], {axis: [] for axis in AXES}).setdefault(row["axis"], []).append(row["kept"])
     return plans
 
 
 def scores_from_rows(rows: Sequence[Mapping[str, Any]], shape: Shape) -> dict[Axis, np.ndarray]:
     """Return axis → ``(layers, units)`` scores from rows of the table ``importance``."""
-    scores: dict[Axis, np.ndarray] = {axis: np.zeros((shape.layers, shape.units(axis))) for axis in AXES}
+    axes: dict[Axis, None] = dict.fromkeys((*AXES, *(row["axis"] for row in rows)))
+    scores: dict[Axis, np.ndarray] = {axis: np.zeros((shape.sets(axis), shape.units(axis))) for axis in axes}
     for row in rows:
         scores[row["axis"]][row["layer"], row["unit"]] = row["score"]
     return scores

@@ -8,9 +8,11 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from capgap_core.shapes import Axis, Kept, Shape
+from capgap_core import stream
+from capgap_core.shapes import AXES, Axis, Kept, Projection, Shape
 
 
 def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[tuple[int, Axis], np.ndarray]) -> None:
@@ -19,34 +21,55 @@ def reorder(family: ModuleType, model: nn.Module, shape: Shape, order: Mapping[t
     Parameters
     ----------
     order
-        (layer, axis) → the old number of each unit, ``(units,)``, in the new order.
+        (layer, axis) → the old number of each unit, ``(units,)``, in the new order; of hidden, where it is there, at
+        layer 0.
     """
     state = model.state_dict()
     with torch.no_grad():
         for layer in range(shape.layers):
             for p in family.PROJECTIONS:
-                width = shape.width(p)
                 units = torch.as_tensor(order[layer, p.axis], dtype=torch.long)
-                index = (units[:, None] * width + torch.arange(width)).flatten()
-                name = p.name.format(layer=layer)
-                weight = state[f"{name}.weight"]
-                weight.copy_(weight.index_select(0 if p.side == "out" else 1, index.to(weight.device)))
-                bias = state.get(f"{name}.bias")
-                if p.side == "out" and bias is not None:
-                    bias.copy_(bias.index_select(0, index.to(bias.device)))
+                for _, tensor, dim in _tensors(p, state, layer):
+                    whole = _by_unit(p, tensor, shape, dim)
+                    whole.copy_(whole.index_select(dim + 1, units.to(whole.device)))
+        if (0, "hidden") in order:
+            stream.check(family, {"hidden": ()})
+            stream.reorder(family, state, shape, torch.as_tensor(order[0, "hidden"], dtype=torch.long))
 
 
 def prefix(family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: Kept) -> dict[str, Tensor]:
-    """Return the tensors of the projections, cut to the prefix that is kept: views of those in ``state``."""
-    cut = {}
+    """Return the tensors of the projections, cut to the prefix that is kept: views of those in ``state``, if possible.
+
+    Where the parts of a fused projection lie apart (``Projection.apart``), what is kept of them is joined in a copy.
+    """
+    return {name: part.flatten(dim, dim + 2) for name, part, dim in _prefixes(family, state, shape, kept)}
+
+
+def _prefixes(
+    family: ModuleType, state: Mapping[str, Tensor], shape: Shape, kept: Kept
+) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield name, view and dimension of what is kept of each tensor of the projections, split as ``_by_unit`` does."""
     for layer in range(shape.layers):
         for p in family.PROJECTIONS:
-            name, rows = p.name.format(layer=layer), kept[p.axis][layer] * shape.width(p)
-            weight, bias = f"{name}.weight", f"{name}.bias"
-            cut[weight] = state[weight][:rows] if p.side == "out" else state[weight][:, :rows]
-            if p.side == "out" and bias in state:
-                cut[bias] = state[bias][:rows]
-    return cut
+            for name, tensor, dim in _tensors(p, state, layer):
+                yield name, _by_unit(p, tensor, shape, dim).narrow(dim + 1, 0, kept[p.axis][layer]), dim
+
+
+def _tensors(p: Projection, state: Mapping[str, Tensor], layer: int) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield name and tensor of a projection's weight, and of its bias where it belongs to units, and their dimension.
+
+    The dimension is that along which units lie.
+    """
+    name = p.name.format(layer=layer)
+    yield f"{name}.weight", state[f"{name}.weight"], p.dim
+    if p.side == "out" and f"{name}.bias" in state:
+        yield f"{name}.bias", state[f"{name}.bias"], 0
+
+
+def _by_unit(p: Projection, tensor: Tensor, shape: Shape, dim: int) -> Tensor:
+    """Return a view of a tensor in which the dimension of units is three: blocks, units, and what one takes in each."""
+    width, blocks = shape.width(p), p.parts if p.apart else 1
+    return tensor.unflatten(dim, (blocks, tensor.shape[dim] // width, width // blocks))
 
 
 class Prefixes:
@@ -57,6 +80,10 @@ class Prefixes:
     """
 
     def __init__(self, family: ModuleType, model: nn.Module, shape: Shape, plans: Mapping[float, Kept]) -> None:
+        if any(not set(kept) <= set(AXES) for kept in plans.values()):
+            raise ValueError(
+                f"Sub-networks share the width and the layers of their model; pruned are {', '.join(AXES)}."
+            )
         self._family, self._shape, self._plans = family, shape, plans
         parameters = dict(model.named_parameters())
         names = prefix(family, parameters, shape, shape.full())
@@ -78,17 +105,21 @@ class Prefixes:
     def settle(self, scale: float, leaves: Mapping[str, Tensor]) -> None:
         """Add the gradients of a sub-network's leaves to those of the shared weights."""
         gradients = {name: p.grad for name, p in self._shared.items() if p.grad is not None}
-        for name, whole in prefix(self._family, gradients, self._shape, self._plans[scale]).items():
+        for name, whole, _ in _prefixes(self._family, gradients, self._shape, self._plans[scale]):
             part = leaves[name].grad
             if part is not None:
-                whole.add_(part)
+                whole.add_(part.reshape(whole.shape))
 
 
 def slim(family: ModuleType, model: PreTrainedModel, shape: Shape, kept: Kept) -> PreTrainedModel:
-    """Return a model that is really smaller: the prefix of each layer's units, and all of the rest."""
+    """Return a model that is really smaller: the prefix of each layer's units, and all of the rest.
+
+    Of the width the prefix that ``kept`` says, and of the layers those it says (``capgap_core/axes.py``).
+    """
+    stream.check(family, kept)
     small = family.slimmed(model, kept)
     state = model.state_dict()
-    cut = {**state, **prefix(family, state, shape, kept)}
+    cut = stream.cut(family, {**state, **prefix(family, state, shape, kept)}, shape, kept)
     small.load_state_dict({name: tensor.clone() for name, tensor in cut.items()})
     if model.can_generate():
         small.generation_config = copy.deepcopy(model.generation_config)
@@ -106,11 +137,19 @@ def gated(
     gates
         (layer, axis) → ``(batch, units)`` or ``(units,)``: a gate for each example and unit, or one for all
         examples. Heads are gated before the output projection, neurons after the activation (MiniDisc), or after the
-        product with the other half where the activation is a gate (MiniMA).
+        product with the other half where the activation is a gate (MiniMA); hidden, at layer 0, wherever something is
+        added to the residual stream (``stream.gate_width``), layers where they add to it.
     """
+    stream.check(family, {axis: () for _, axis in gates})
     modules = dict(model.named_modules())
-    handles = []
+    handles: list[RemovableHandle] = []
     for (layer, axis), gate in gates.items():
+        if axis == "hidden":
+            handles += stream.gate_width(family, modules, shape, gate)
+            continue
+        if axis == "layers":
+            handles += stream.gate_layer(family, modules, layer, gate)
+            continue
         (projection,) = [p for p in family.PROJECTIONS if p.axis == axis and p.side == "in"]
         width = shape.width(projection)
         module = modules[projection.name.format(layer=layer)]

@@ -74,16 +74,19 @@ def decoder(
     layers: int = 2, vocabulary: int = VOCABULARY, **others: Any,
 ) -> PreTrainedModel:  # fmt: skip
     """Return a decoder of hidden size 32 in evaluation mode, drawn as ``bert`` is; ``group`` queries to each key."""
+    sizes: dict[str, Any] = {"intermediate_size": 64, "num_key_value_heads": keys}
+    if kind == "gpt2":  # whose config has other names, and the end of texts far outside this vocabulary
+        sizes = {"n_inner": 64, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(
         kind, vocab_size=vocabulary, hidden_size=32, num_hidden_layers=layers, num_attention_heads=keys * group,
-        num_key_value_heads=keys, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, num_labels=labels,
-        **others,
+        max_position_embeddings=128, pad_token_id=0, num_labels=labels, **{**sizes, **others},
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = (AutoModelForCausalLM if language else AutoModelForSequenceClassification).from_config(config)
         for name, parameter in model.named_parameters():
-            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.15)
+            middle = 1.0 if name.endswith("weight") and ("norm" in name or ".ln_" in name) else 0.0
+            torch.nn.init.normal_(parameter, middle, 0.15)
     model.config.architectures = [type(model).__name__]
     return model.eval()
 
@@ -112,7 +115,7 @@ def decoder_folder(folder: Path, kind: str = "llama", *, bare: bool = False, **o
     """Write a decoder and its tokenizer, without padding; ``bare``: neither with a head nor with an output matrix."""
     model = decoder(kind, **others)
     model.config.pad_token_id = None
-    (model.get_submodule("model") if bare else model).save_pretrained(folder)  # pyright: ignore
+    (model.base_model if bare else model).save_pretrained(folder)  # pyright: ignore
     decoder_tokenizer().save_pretrained(folder)
     return folder
 

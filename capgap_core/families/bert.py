@@ -25,6 +25,8 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 CAUSAL = False
 """Whether a token sees only those up to itself, and the answer is read at the last."""
 EMBEDDINGS = ("bert.embeddings.",)
+NORMS = None
+"""Its width and its layers are not pruned."""
 TYPES = "bert.embeddings.token_type_embeddings.weight"
 """The embeddings of token types, which are added to those of words."""
 ONCE_PER_EXAMPLE = ("bert.pooler.dense", "classifier")

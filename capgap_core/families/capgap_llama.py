@@ -1,4 +1,4 @@
-"""Decoders of LLaMA's layout whose layers keep different numbers of heads and neurons; saved beside every such student.
+"""Decoders of LLaMA's layout, of which less is kept than their configuration states; saved beside every such student.
 
 A head is one of keys and values with the query heads that it serves. It needs torch and transformers only, so that
 ``AutoModelForSequenceClassification`` and ``AutoModelForCausalLM`` load a student with ``trust_remote_code=True`` where
@@ -31,13 +31,18 @@ from transformers import (
 
 
 class Kept:
-    """What a configuration says beside its own fields: the heads and neurons of each layer; null means all of them."""
+    """What a configuration says beside its own fields: heads and neurons of each layer, and the width; null means all.
+
+    The stated width stays that from which the size of a head comes.
+    """
 
     def __init__(
-        self, kept_heads: list[int] | None = None, kept_neurons: list[int] | None = None, **others: Any
-    ) -> None:
+        self, kept_heads: list[int] | None = None, kept_neurons: list[int] | None = None,
+        kept_hidden: int | None = None, **others: Any,
+    ) -> None:  # fmt: skip
         self.kept_heads = kept_heads
         self.kept_neurons = kept_neurons
+        self.kept_hidden = kept_hidden
         super().__init__(**others)
 
 
@@ -81,7 +86,7 @@ class Narrow(PreTrainedModel):
         group = config.num_attention_heads // config.num_key_value_heads
         heads = config.kept_heads or [config.num_key_value_heads] * config.num_hidden_layers
         neurons = config.kept_neurons or [config.intermediate_size] * config.num_hidden_layers
-        layers: Any = self.model.layers
+        layers: Any = self.get_submodule("model.layers")
         with warnings.catch_warnings():
             # A layer may have lost all its heads or neurons: nothing to initialise, and nothing to warn of.
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
@@ -93,7 +98,27 @@ class Narrow(PreTrainedModel):
                 _cut(layer.mlp, "gate_proj", rows=kept_neurons)
                 _cut(layer.mlp, "up_proj", rows=kept_neurons)
                 _cut(layer.mlp, "down_proj", columns=kept_neurons)
+            if config.kept_hidden:
+                self._thin(config.kept_hidden)
             self.post_init()
+
+    def _thin(self, width: int) -> None:
+        """Narrow the stream: what writes to it, what reads it, and its norms."""
+        body: Any = self.get_submodule("model")
+        words = body.embed_tokens
+        body.embed_tokens, body.norm = (
+            nn.Embedding(words.num_embeddings, width, words.padding_idx), _norm(body.norm, width)
+        )  # fmt: skip
+        for layer in body.layers:
+            for name in ("q_proj", "k_proj", "v_proj"):
+                _cut(layer.self_attn, name, columns=width)
+            _cut(layer.self_attn, "o_proj", rows=width)
+            _cut(layer.mlp, "gate_proj", columns=width)
+            _cut(layer.mlp, "up_proj", columns=width)
+            _cut(layer.mlp, "down_proj", rows=width)
+            layer.input_layernorm = _norm(layer.input_layernorm, width)
+            layer.post_attention_layernorm = _norm(layer.post_attention_layernorm, width)
+        _cut(self, "lm_head" if hasattr(self, "lm_head") else "score", columns=width)
 
 
 class NarrowClassifier(Narrow):
@@ -116,6 +141,11 @@ def _cut(module: nn.Module, name: str, *, rows: int | None = None, columns: int 
     wide: int = whole.in_features if columns is None else columns
     high: int = whole.out_features if rows is None else rows
     setattr(module, name, nn.Linear(wide, high, bias=whole.bias is not None))
+
+
+def _norm(norm: Any, width: int) -> nn.Module:
+    """Return a norm of another width; it is taken over that width alone."""
+    return type(norm)(width, eps=norm.variance_epsilon)
 
 
 class CapgapLlamaForCausalLM(Narrow, LlamaForCausalLM):

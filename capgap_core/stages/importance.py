@@ -1,6 +1,6 @@
 """How much each head and neuron matters, the teacher reordered by it, and the plan at each scale."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -53,7 +53,6 @@ def run(
             shape,
             batch_size=size,
             batch_means=recipe.batch_means,
-            device=device,
             progress=progress,
         )
         order: dict[Axis, np.ndarray] = {axis: plan.ranking(scores[axis]) for axis in AXES}
@@ -71,37 +70,40 @@ def run(
 
 def importance(
     adapter: ModuleType, model: nn.Module, part: Examples, shape: Shape, *, batch_size: int, batch_means: bool,
-    device: torch.device, progress: Progress,
+    progress: Progress, axes: Sequence[Axis] = AXES,
 ) -> dict[Axis, np.ndarray]:  # fmt: skip
     """Return axis → ``(layers, units)``: the mean over examples of |dL/dgate|, fp32, in evaluation mode.
+
+    Those of hidden are ``(1, hidden)``, those of layers ``(layers, 1)``.
 
     Each example has gates of its own, all one, so that one backward pass gives every example's gradient and the
     result does not depend on the batch size. ``batch_means`` takes the mean over batches of |dL_batch/dgate|
     instead, which is what the released code does. L is the task loss (MiniDisc, Specification).
     """
     model.eval().requires_grad_(False)
+    device = next(model.parameters()).device
     totals = {
-        (i, axis): torch.zeros(shape.units(axis), dtype=torch.float64) for axis in AXES for i in range(shape.layers)
+        (i, axis): torch.zeros(shape.units(axis), dtype=torch.float64) for axis in axes for i in range(shape.sets(axis))
     }
     done, count = 0, 0
     for batch in part.in_order(batch_size):
-        for key, gradient in _gradients(adapter, model, batch.to(device), shape, batch_means).items():
+        for key, gradient in _gradients(adapter, model, batch.to(device), shape, axes, batch_means).items():
             totals[key] += gradient.abs().sum(dim=0).double().cpu()
         count += 1 if batch_means else len(batch.index)
         done += len(batch.index)
         progress.update(done, len(part), "examples scored")
-    return {axis: np.stack([(totals[i, axis] / count).numpy() for i in range(shape.layers)]) for axis in AXES}
+    return {axis: np.stack([(totals[i, axis] / count).numpy() for i in range(shape.sets(axis))]) for axis in axes}
 
 
 def _gradients(
-    adapter: ModuleType, model: nn.Module, batch: Batch, shape: Shape, batch_means: bool
+    adapter: ModuleType, model: nn.Module, batch: Batch, shape: Shape, axes: Sequence[Axis], batch_means: bool
 ) -> dict[tuple[int, Axis], torch.Tensor]:
     """Return (layer, axis) → ``(n, units)`` gradients of each example's loss, or ``(1, units)`` of their mean."""
     n = len(batch.index)
     gates: dict[tuple[int, Axis], torch.Tensor] = {
         (i, axis): torch.ones(n, shape.units(axis), device=batch.labels.device, requires_grad=True)
-        for axis in AXES
-        for i in range(shape.layers)
+        for axis in axes
+        for i in range(shape.sets(axis))
     }
     with slimming.gated(adapter, model, shape, gates):
         logits = model(**batch.named(adapter.INPUTS)).logits

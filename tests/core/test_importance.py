@@ -15,15 +15,12 @@ from capgap_core.progress import Silent
 from capgap_core.shapes import AXES
 from capgap_core.stages import importance
 
-CPU = torch.device("cpu")
 Scores = dict[str, np.ndarray]
 
 
 def scored(model: nn.Module, part: Examples, *, size: int, means: bool = False) -> Scores:
     shape = bert.shape_of(model.config)
-    return importance.importance(
-        bert, model, part, shape, batch_size=size, batch_means=means, device=CPU, progress=Silent()
-    )
+    return importance.importance(bert, model, part, shape, batch_size=size, batch_means=means, progress=Silent())
 
 
 def close(a: Scores, b: Scores, tolerance: float) -> bool:

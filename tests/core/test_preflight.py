@@ -205,7 +205,7 @@ def test_a_teacher_folder_without_weights(asked: Asked, tuned: Path, tmp_path: P
         ("config.json", b"{", "cannot be read"),
         ("config.json", b"[]", "not a model's"),
         ("config.json", b"\xff", "cannot be read"),
-        ("config.json", b'{"model_type": "gpt2", "hidden_size": 32}', "gpt2"),
+        ("config.json", b'{"model_type": "t5", "hidden_size": 32}', "t5"),
         ("config.json", None, "no config.json"),
         ("model.safetensors", b"\x00" * 20, "cannot be read"),
         ("model.safetensors", b"", "cannot be read"),

@@ -102,6 +102,26 @@ def test_the_student_answers_where_capgap_is_not_installed(
         assert torch.allclose(torch.tensor(json.loads(line)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2"])
+def test_minidisc_compresses_the_other_decoders_too(kind: str, asked: dict[str, Any], tmp_path: Path) -> None:
+    folder = builders.decoder_folder(tmp_path / "teacher", kind, language=True)
+    student = {"scale": 0.2, "epochs": 1, "learning_rate": 1e-3}
+    teacher = {**GIVEN, "epochs": 3}
+    changed = {**asked, "teacher": str(folder), "student": student, "teacher_recipe": teacher}
+    p = Minidisc.model_validate(changed)
+    made = chain.minidisc(**{name: getattr(p, name) for name in changed})
+    stages, scores = outcome.named(made.stages), made.result["scores"]
+    assert scores["teacher"]["accuracy"] > made.result["constant"]
+    assert {"teacher", "assistant", "student", "direct", "direct_flops", "slimmed"} == set(scores)
+    sizes = {role: tables.read(stages[f"evaluate_{role}"].table("sizes"))[0] for role in ("teacher", "student")}
+    gone = {"heads": 4 * 32 * 8 + 3 * 8, "neurons": 2 * 32 + 1}
+    plan = tables.read(stages["student"].table("plan"))
+    smaller = sum(gone[row["axis"]] * (row["of"] - row["kept"]) for row in plan)
+    assert sizes["teacher"]["parameters"] - sizes["student"]["parameters"] == smaller > 0
+    kind_of_student = models.read_config(Path(made.result["paths"]["student"]))["model_type"]
+    assert kind_of_student == f"capgap_{kind}"
+
+
 def test_mixkd_takes_the_teacher_that_was_fine_tuned(asked: dict[str, Any], done: Outcome, tmp_path: Path) -> None:
     tuned = outcome.named(done.stages)["teacher"].folder / "model"
     names = ("dataset", "data", "evaluate", "run")
@@ -149,12 +169,13 @@ def edited(teacher: Path, place: Path, **config: Any) -> Path:
     return place
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt2"])
 def test_each_kind_is_known_and_accepted_where_its_head_fits(kind: str, asked: dict[str, Any], tmp_path: Path) -> None:
     folder = builders.decoder_folder(tmp_path / "own", kind, labels=2)
     found = preflight.check({**asked, "teacher": str(folder)}).teacher
     assert found is not None
-    assert (found.family, found.mode, found.layers, found.hidden, found.positions) == ("llama", "accept", 2, 32, 128)
+    family = kind if kind.startswith("gpt") else "llama"
+    assert (found.family, found.mode, found.layers, found.hidden, found.positions) == (family, "accept", 2, 32, 128)
     bare = builders.decoder_folder(tmp_path / "bare", kind, language=True)
     found = preflight.check({**asked, "teacher": str(bare)}).teacher
     assert found is not None
@@ -174,6 +195,21 @@ def test_each_kind_is_known_and_accepted_where_its_head_fits(kind: str, asked: d
 def test_a_config_that_does_not_fit_is_refused(
     config: dict[str, Any], said: str, teacher: Path, asked: dict[str, Any], tmp_path: Path
 ) -> None:
+    assert any(said in rule for rule in faults(asked, teacher=str(edited(teacher, tmp_path / "other", **config))))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"n_layer": 3}, "h.2.attn.c_attn.weight is missing"),
+        ({"n_inner": None}, "h.1.mlp.c_proj.weight is (64, 32) in its weights, where its config.json says (128, 32)"),
+        ({"n_positions": 0}, "n_positions = 0"),
+    ],
+)
+def test_a_config_with_names_of_its_own_is_held_against_the_weights_too(
+    config: dict[str, Any], said: str, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    teacher = builders.decoder_folder(tmp_path / "own", "gpt2", labels=2)
     assert any(said in rule for rule in faults(asked, teacher=str(edited(teacher, tmp_path / "other", **config))))
 
 

@@ -1,4 +1,4 @@
-"""Decoders of LLaMA's layout: groups of heads, gated neurons, answers at the last token."""
+"""Decoders of every layout: groups of heads, fused and gated projections, answers at the last token."""
 
 import copy
 import json
@@ -12,69 +12,21 @@ import builders
 import numpy as np
 import pytest
 import torch
+from decoders import CASES, KINDS, answers, batch_of, columns_of, ends_of, made, masks, silenced
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from capgap_core import flops, models, plan, slimming
 from capgap_core.batches import Batch
 from capgap_core.errors import StageFailed
-from capgap_core.families import bert, llama
+from capgap_core.families import bert, capgap_gpt2, gpt2, gpt_neox, llama
 from capgap_core.given_forms import FORMS
 from capgap_core.progress import Silent
-from capgap_core.shapes import AXES, Kept, Shape
+from capgap_core.shapes import AXES
 from capgap_core.stages import importance
-
-CASES: dict[str, dict[str, Any]] = {
-    "llama": {}, "llama, a key for each query": {"group": 1, "keys": 4}, "llama, four queries a key": {"group": 4},
-    "llama with biases": {"attention_bias": True, "mlp_bias": True}, "mistral": {"kind": "mistral"},
-    "llama, wide heads": {"head_dim": 12}, "qwen2": {"kind": "qwen2"}, "qwen2, four": {"kind": "qwen2", "group": 4},
-    "qwen3": {"kind": "qwen3", "head_dim": 16}, "qwen3 with biases": {"kind": "qwen3", "attention_bias": True},
-    "tied": {"tie_word_embeddings": True},
-}  # fmt: skip
-CPU = torch.device("cpu")
-
-
-def made(case: str, *, language: bool = False) -> tuple[PreTrainedModel, Shape]:
-    model = builders.decoder(language=language, **CASES[case])
-    return model, llama.shape_of(model.config)
-
-
-def batch_of(*, more: int = 0) -> dict[str, Tensor]:
-    """Return three texts of 7, 3 and 5 tokens, and so many places of padding more than the longest needs."""
-    real = torch.arange(7 + more)[None] < torch.tensor([7, 3, 5])[:, None]
-    draw = torch.Generator().manual_seed(2)
-    ids = torch.nn.functional.pad(torch.randint(1, builders.VOCABULARY, (3, 7), generator=draw), (0, more))
-    return {"input_ids": ids * real, "attention_mask": real.long()}
-
-
-def answers(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Return the logits of the texts, or of all their real tokens."""
-    with torch.no_grad():
-        found = model(**inputs).logits
-    return found[inputs["attention_mask"].bool()] if found.dim() == 3 else found
-
-
-def silenced(model: PreTrainedModel, shape: Shape, keep: Kept) -> PreTrainedModel:
-    """A second source: a copy in which nobody listens to the query heads, nor to the neurons, of what goes."""
-    changed = copy.deepcopy(model)
-    with torch.no_grad():
-        for i, layer in enumerate(changed.model.layers):
-            queries = layer.self_attn.o_proj.weight.view(32, -1, shape.head_size)
-            for head in range(queries.shape[1]):
-                if head // layer.self_attn.num_key_value_groups >= keep["heads"][i]:
-                    queries[:, head] = 0.0
-            layer.mlp.down_proj.weight[:, keep["neurons"][i] :] = 0.0
-    return changed
-
-
-def masks(shape: Shape, keep: Kept) -> dict[Any, Tensor]:
-    return {
-        (i, axis): (torch.arange(shape.units(axis)) < keep[axis][i]).float()
-        for axis in AXES for i in range(shape.layers)
-    }  # fmt: skip
 
 
 @st.composite
@@ -90,78 +42,91 @@ def plans(draw: Any) -> tuple[str, bool, tuple[float, float, int, int]]:
 @given(plans())
 def test_a_slim_model_answers_as_the_full_one_with_the_rest_silent(drawn: Any) -> None:
     case, language, (first, second, *neurons) = drawn
-    model, shape = made(case, language=language)
+    model, shape, family = made(case, language=language)
     keep = builders.kept([round(share * shape.heads) for share in (first, second)], neurons)
     inputs = batch_of()
     expected = answers(silenced(model, shape, keep), inputs)
-    small = slimming.slim(llama, model, shape, keep).eval()
+    small = slimming.slim(family, model, shape, keep).eval()
     assert torch.allclose(answers(small, inputs), expected, atol=1e-5)
-    with slimming.gated(llama, model, shape, masks(shape, keep)):
+    with slimming.gated(family, model, shape, masks(shape, keep)):
         assert torch.allclose(answers(model, inputs), expected, atol=1e-5)
     gone = model.num_parameters() - small.num_parameters()
-    assert gone == plan.prunable(llama, shape, shape.full()) - plan.prunable(llama, shape, keep)
+    assert gone == plan.prunable(family, shape, shape.full()) - plan.prunable(family, shape, keep)
     assert keep == shape.full() or not torch.allclose(expected, answers(model, inputs), atol=1e-3)
-    assert models.kept_by(llama, small) == keep
-    assert vars(llama.shape_of(small.config)) == vars(shape)
+    assert models.kept_by(family, small) == keep
+    assert vars(family.shape_of(small.config)) == vars(shape)
+
+
+KEYS: Any = {
+    gpt_neox: ("gpt_neox.layers.1.attention.query_key_value.weight", (4, 3, 8, 32), 0),
+    gpt2: ("transformer.h.1.attn.c_attn.weight", (32, 3, 4, 8), 2),
+}
+"""Family → a weight that holds keys, how its heads lie in it as transformers' own code takes them, and in which."""
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("language", [False, True])
 def test_reordering_keeps_the_function_and_moves_every_projection(case: str, language: bool) -> None:
-    model, shape = made(case, language=language)
+    model, shape, family = made(case, language=language)
     before, weights = answers(model, batch_of()), copy.deepcopy(model.state_dict())
     order: Any = {(i, axis): np.roll(np.arange(shape.units(axis)), 1) for axis in AXES for i in range(2)}
-    slimming.reorder(llama, model, shape, order)
+    slimming.reorder(family, model, shape, order)
     assert torch.allclose(answers(model, batch_of()), before, atol=1e-5)
     after = model.state_dict()
     moved = {name for name in after if not torch.equal(after[name], weights[name])}
-    out = [p.name.format(layer=i) for p in llama.PROJECTIONS if p.side == "out" for i in range(2)]
-    columns = [p.name.format(layer=i) for p in llama.PROJECTIONS if p.side == "in" for i in range(2)]
+    out = [p.name.format(layer=i) for p in family.PROJECTIONS if p.side == "out" for i in range(2)]
+    columns = [p.name.format(layer=i) for p in family.PROJECTIONS if p.side == "in" for i in range(2)]
     biases = {f"{name}.bias" for name in out} & set(after)
     assert moved == {f"{name}.weight" for name in (*out, *columns)} | biases
-    rows = 8 if case == "llama" else shape.head_size
-    key = "model.layers.1.self_attn.k_proj.weight"
-    assert torch.equal(after[key][rows:], weights[key][:-rows]), "one key head further"
+    (name, split, dim) = KEYS.get(family, ("model.layers.1.self_attn.k_proj.weight", (-1, shape.head_size, 32), 0))
+    keys, were = (held[name].reshape(split) for held in (after, weights))
+    assert torch.equal(keys, were.roll(1, dim)), "one key head further"
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sub_networks_share_their_weights_as_prefixes(case: str) -> None:
-    model, shape = made(case)
+    model, shape, family = made(case)
+    model = capgap_gpt2.following(model) if family is gpt2 else model
     keep, inputs = builders.kept([1, 0], [24, 64]), batch_of()
-    small = slimming.slim(llama, model, shape, keep).eval()
-    prefixes = slimming.Prefixes(llama, model, shape, {0.3: keep})
+    small = slimming.slim(family, model, shape, keep).eval()
+    prefixes = slimming.Prefixes(family, model, shape, {0.3: keep})
     prefixes.begin(torch.float32)
     leaves = prefixes.of(0.3)
     functional_call(model, leaves, args=(), kwargs=inputs).logits.square().sum().backward()
     prefixes.settle(0.3, leaves)
     small(**inputs).logits.square().sum().backward()
     theirs = dict(small.named_parameters())
-    assert len(leaves) == 14 + 2 * (3 * shape.head_biases + 2 * shape.neuron_biases)
+    if family is llama:
+        assert len(leaves) == 14 + 2 * (3 * shape.head_biases + 2 * shape.neuron_biases)
+    places = {name: torch.arange(p.numel()).view_as(p) for name, p in model.named_parameters()}
+    places |= slimming.prefix(family, places, shape, keep)
     for name, parameter in model.named_parameters():
         held, narrow = torch.zeros_like(parameter), theirs[name].grad
-        held[tuple(slice(0, n) for n in theirs[name].shape)] = 0.0 if narrow is None else narrow
+        held.view(-1)[places[name].flatten()] = 0.0 if narrow is None else narrow.flatten()
         assert torch.allclose(torch.zeros(()) if parameter.grad is None else parameter.grad, held, atol=1e-4), name
 
 
-@pytest.mark.parametrize("case", ["llama", "llama, four queries a key", "llama with biases", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "case", ["llama", "llama, four queries a key", "llama with biases", "qwen2", "qwen3", "gpt_neox", "gpt2"]
+)
 def test_importance_is_the_mean_slope_of_each_gate(case: str, tmp_path: Path) -> None:
     """A gate g before y = W(g ∘ x) has dL/dg_u = Σ_i W_iu dL/dW_iu; and some units a little louder and quieter."""
-    model, shape = made(case)
+    model, shape, family = made(case)
     part, eps = builders.examples(tmp_path, 10), 1e-3
     found = importance.importance(
-        llama, copy.deepcopy(model), part, shape, batch_size=4, batch_means=False, device=CPU, progress=Silent()
+        family, copy.deepcopy(model), part, shape, batch_size=4, batch_means=False, progress=Silent()
     )
 
     def loss_of(place: int) -> Tensor:
         batch = part.batch([place])
-        return torch.nn.functional.cross_entropy(model(**batch.named(llama.INPUTS)).logits, batch.labels)
+        return torch.nn.functional.cross_entropy(model(**batch.named(family.INPUTS)).logits, batch.labels)
 
     slopes: dict[str, list[Any]] = {axis: [[], []] for axis in AXES}
     for place in range(len(part)):
         model.zero_grad()
         loss_of(place).backward()
         for axis, layer, dense in ends_of(model):
-            columns = (dense.weight * dense.weight.grad).sum(dim=0).detach()
+            columns = (dense.weight * dense.weight.grad).sum(dim=int(isinstance(dense, Conv1D))).detach()
             slopes[axis][layer].append(columns.reshape(shape.units(axis), -1).sum(dim=1).abs())
     for axis, layers in slopes.items():
         expected = np.stack([torch.stack(rows).mean(dim=0).numpy() for rows in layers])
@@ -169,45 +134,35 @@ def test_importance_is_the_mean_slope_of_each_gate(case: str, tmp_path: Path) ->
 
     model.requires_grad_(False)
     for axis, layer, dense in ends_of(model):
-        unit, width = shape.units(axis) - 1, dense.in_features // shape.units(axis)
-        columns, kept, sides = slice(unit * width, (unit + 1) * width), dense.weight.clone(), []
+        unit, weight = shape.units(axis) - 1, columns_of(dense)
+        width, kept, sides = weight.shape[1] // shape.units(axis), dense.weight.clone(), []
         for place in range(len(part)):
             ends = []
             for sign in (1, -1):
-                dense.weight[:, columns] = kept[:, columns] * (1 + sign * eps)
+                weight[:, unit * width :][:, :width] *= 1 + sign * eps
                 ends.append(loss_of(place).item())
+                dense.weight.copy_(kept)
             sides.append(abs(ends[0] - ends[1]) / (2 * eps))
-        dense.weight.copy_(kept)
         assert found[axis][layer, unit] == pytest.approx(np.mean(sides), rel=2e-3, abs=1e-4)
-
-
-def ends_of(model: PreTrainedModel) -> list[tuple[str, int, Any]]:
-    """Return axis, layer and the projection that reads its units."""
-    layers: Any = model.get_submodule("model.layers")
-    return [
-        found
-        for i, layer in enumerate(layers)
-        for found in (("heads", i, layer.self_attn.o_proj), ("neurons", i, layer.mlp.down_proj))
-    ]
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("language", [False, True])
 def test_forward_flops_are_what_torch_counts(case: str, language: bool) -> None:
-    model, shape = made(case, language=language)
+    model, shape, family = made(case, language=language)
     for keep in (shape.full(), builders.kept([1, 2], [40, 8]), builders.kept([0, 1], [16, 0])):
-        small = slimming.slim(llama, model, shape, keep).eval()
+        small = slimming.slim(family, model, shape, keep).eval()
         small.config._attn_implementation = "eager"
         for length in (5, 32):
             ids = torch.ones(1, length, dtype=torch.long)
             with FlopCounterMode(display=False) as counter:
                 small(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-            assert flops.forward_flops(llama, shape, keep, length) == counter.get_total_flops()
+            assert flops.forward_flops(family, shape, keep, length) == counter.get_total_flops()
 
 
 def test_flops_by_hand() -> None:
     """Two layers of 4 query heads of 8 on 2 keys, 64 neurons, width 32, three labels, 10 tokens."""
-    _, shape = made("llama")
+    _, shape, _ = made("llama")
     layer = 2 * 10 * 32 * (32 + 16 + 16 + 32 + 3 * 64) + 2 * 2 * 10 * 10 * 32
     assert flops.forward_flops(llama, shape, shape.full(), 10) == 2 * layer + 2 * 10 * 32 * 3
     keep = builders.kept([1, 0], [8, 0])
@@ -241,13 +196,14 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "capgap_co
 def test_a_slim_model_loads_where_capgap_is_not_installed(tmp_path: Path) -> None:
     expected, inputs = {}, batch_of()
     for language in (False, True):
-        for case in ("llama with biases", "mistral", "qwen2", "qwen3", "tied"):
-            model, shape = made(case, language=language)
-            small = slimming.slim(llama, model, shape, builders.kept([0, 1], [24, 0])).eval()
+        for case in ("llama with biases", "mistral", "qwen2", "qwen3", "tied", "gpt_neox", "gpt2"):
+            model, shape, family = made(case, language=language)
+            keep = builders.kept([0, 1], [24, 0]) | ({"hidden": [24]} if language else {})
+            small = slimming.slim(family, model, shape, keep).eval()
             folder = tmp_path / f"{'language' if language else 'class'}-{case.replace(' ', '-')}"
             small.save_pretrained(folder)
             expected[str(folder)] = small(**inputs).logits
-            ours = llama.load_slimmed(folder).eval()
+            ours = family.load_slimmed(folder).eval()
             assert type(ours) is type(small)
             assert torch.equal(answers(ours, inputs), answers(small, inputs))
     alone = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -262,57 +218,64 @@ def test_a_slim_model_loads_where_capgap_is_not_installed(tmp_path: Path) -> Non
 
 
 def test_a_slim_language_model_generates_as_it_was_told_to() -> None:
-    model, shape = made("llama", language=True)
+    model, shape, family = made("llama", language=True)
     model.generation_config.eos_token_id = [5, 6]
-    small = slimming.slim(llama, model, shape, builders.kept([1, 1], [24, 8]))
+    small = slimming.slim(family, model, shape, builders.kept([1, 1], [24, 8]))
     assert small.generation_config.eos_token_id == [5, 6]
     assert small.generation_config is not model.generation_config
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("case", KINDS)
 def test_the_first_layers_are_a_model_of_their_own(case: str, tmp_path: Path) -> None:
-    model, _ = made(case)
-    small = llama.first_layers(model, 1)
+    model, _, family = made(case)
+    small = family.first_layers(model, 1)
     small.save_pretrained(tmp_path)
-    inputs, small = batch_of(), llama.load(tmp_path).eval()
+    inputs, small = batch_of(), family.load(tmp_path).eval()
     assert len(getattr(small.config, "layer_types", None) or [1]) == 1
+    (layers,) = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    del layers[1]
     model.config.num_hidden_layers = 1
     assert torch.allclose(answers(small, inputs), answers(model, inputs), atol=1e-6)
-    assert small.num_parameters() < model.num_parameters()
     assert type(small) is type(model)
 
 
-@pytest.mark.parametrize("case", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("case", KINDS)
 def test_a_model_comes_back_as_what_it_was_saved(case: str, tmp_path: Path) -> None:
     for language in (False, True):
-        model, _ = made(case, language=language)
+        model, _, family = made(case, language=language)
         model.save_pretrained(tmp_path / str(language))
-        again = llama.load(tmp_path / str(language)).eval()
+        again = family.load(tmp_path / str(language)).eval()
         assert type(again) is type(model)
         assert torch.equal(answers(again, batch_of()), answers(model, batch_of()))
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_a_language_model_becomes_a_classifier_with_a_head_drawn_from_its_seed(bare: bool, tmp_path: Path) -> None:
-    model, _ = made("qwen3", language=True)
-    (model.model if bare else model).save_pretrained(tmp_path)
+@pytest.mark.parametrize("case", ["qwen3", "gpt_neox", "gpt2"])
+def test_a_language_model_becomes_a_classifier_with_a_head_drawn_from_its_seed(
+    case: str, bare: bool, tmp_path: Path
+) -> None:
+    model, _, family = made(case, language=True)
+    body: Any = model.base_model
+    (body if bare else model).save_pretrained(tmp_path)
     content = models.content_of(tmp_path)
     how = {"stage": "teacher", "labels": 5, "pad": 7, "seed": 3}
-    one, two = (models.given(llama, str(tmp_path), content, **how) for _ in range(2))
+    one, two = (models.given(family, str(tmp_path), content, **how) for _ in range(2))
     assert one.config.num_labels == 5
     assert one.config.pad_token_id == 7
-    assert torch.equal(one.get_parameter(llama.HEAD), two.get_parameter(llama.HEAD))
-    other = models.given(llama, str(tmp_path), content, **{**how, "seed": 4})
-    assert not torch.equal(one.get_parameter(llama.HEAD), other.get_parameter(llama.HEAD))
-    for name, tensor in model.model.state_dict().items():
-        assert torch.equal(one.get_parameter(f"model.{name}"), tensor)
+    assert torch.equal(one.get_parameter(family.HEAD), two.get_parameter(family.HEAD))
+    other = models.given(family, str(tmp_path), content, **{**how, "seed": 4})
+    assert not torch.equal(one.get_parameter(family.HEAD), other.get_parameter(family.HEAD))
+    for name, tensor in body.state_dict().items():
+        assert torch.equal(one.get_parameter(f"{model.base_model_prefix}.{name}"), tensor)
     with pytest.raises(StageFailed, match=r"score\.weight"):
-        llama.load_given(tmp_path, new_head=False)
+        family.load_given(tmp_path, new_head=False)
 
 
 def test_forms_and_adapters_say_the_same() -> None:
-    assert {kind for kind, form in FORMS.items() if form.family == "llama"} == set(llama.KINDS)
-    for family in (bert, llama):
+    for family in (llama, gpt_neox, gpt2):
+        of = {kind for kind, form in FORMS.items() if family.__name__.endswith(f".{form.family}")}
+        assert of == set(family.CLASSES.classifiers)
+    for family in (bert, llama, gpt_neox, gpt2):
         (form, *others) = [form for form in FORMS.values() if family.__name__.endswith(form.family)]
         assert {(f.head, f.causal) for f in (form, *others)} == {(family.HEAD, family.CAUSAL)}
         assert all(p.name.startswith(form.prefix) for p in family.PROJECTIONS)
@@ -320,11 +283,13 @@ def test_forms_and_adapters_say_the_same() -> None:
         if form.causal:
             model = builders.decoder(kind)
             assert type(model).__name__ == form.classifier
-            sizes = {**form.sizes, **model.config.to_dict()}
+            config = model.config.to_dict()
+            sizes = {name: config.get(form.names.get(name, name), size) for name, size in form.sizes.items()}
             held = {name.removeprefix(form.prefix): tuple(p.shape) for name, p in model.named_parameters()}
             assert form.tensors(sizes).items() <= held.items()
             usual = type(model.config)()
-            assert all(size is None or getattr(usual, name) == size for name, size in form.sizes.items()), kind
+            stated = {name: getattr(usual, form.names.get(name, name), None) for name in form.sizes}
+            assert all(size is None or stated[name] == size for name, size in form.sizes.items()), kind
 
 
 def test_a_batch_ends_where_its_texts_do() -> None:

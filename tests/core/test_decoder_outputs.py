@@ -7,13 +7,14 @@ import builders
 import numpy as np
 import pytest
 import torch
+from decoders import family_of
 from torch import Tensor
 from torch.nn.functional import pad
 
 from capgap_core import slimming
 from capgap_core.batches import Batch
 from capgap_core.distillation import Distillation, Objective
-from capgap_core.families import llama
+from capgap_core.families import capgap_gpt2, llama
 from capgap_core.mixup import Mixture, Mixtures, Mixup, Pupil, mixed
 from capgap_core.outputs import Computed, Stock, computed
 from capgap_core.targets import live
@@ -21,7 +22,8 @@ from capgap_core.targets import live
 CPU = torch.device("cpu")
 LENGTHS = (9, 4, 1, 7, 9)
 KINDS: dict[str, dict[str, Any]] = {
-    "llama": {}, "mistral": {"group": 4}, "qwen2": {"group": 1, "keys": 4}, "qwen3": {"head_dim": 16}
+    "llama": {}, "mistral": {"group": 4}, "qwen2": {"group": 1, "keys": 4}, "qwen3": {"head_dim": 16}, "gpt_neox": {},
+    "gpt2": {},
 }  # fmt: skip
 
 
@@ -57,7 +59,9 @@ def plain(way: Computed, batch: Batch, *, words: bool = False) -> Tensor:
 @pytest.fixture(params=KINDS)
 def case(request: pytest.FixtureRequest) -> tuple[Any, Computed]:
     model = builders.decoder(request.param, **KINDS[request.param])
-    return model, computed(llama, model, "float32", CPU)
+    if request.param == "gpt2":
+        capgap_gpt2.following(model)
+    return model, computed(family_of(model), model, "float32", CPU)
 
 
 def alone(model: Any) -> Tensor:
@@ -65,7 +69,7 @@ def alone(model: Any) -> Tensor:
     batch = batch_of()
     with torch.no_grad():
         states = [
-            model.model(input_ids=row[:n][None]).last_hidden_state[0, -1]
+            model.base_model(input_ids=row[:n][None]).last_hidden_state[0, -1]
             for row, n in zip(batch.input_ids, LENGTHS, strict=True)
         ]
     return torch.stack(states) @ model.score.weight.detach().T
@@ -123,13 +127,14 @@ def test_a_mixture_is_read_at_both_ends_and_no_token_sees_a_later_one(case: tupl
 
 def test_a_sub_network_answers_as_the_slim_model_from_words_that_were_looked_up(case: tuple[Any, Computed]) -> None:
     model, way = case
-    shape = llama.shape_of(model.config)
+    family = family_of(model)
+    shape = family.shape_of(model.config)
     keep = builders.kept([1, 0], [24, 8])
-    leaves = slimming.prefix(llama, dict(model.named_parameters()), shape, keep)
-    small = slimming.slim(llama, model, shape, keep).eval()
+    leaves = slimming.prefix(family, dict(model.named_parameters()), shape, keep)
+    small = slimming.slim(family, model, shape, keep).eval()
     batch = batch_of(more=2)
     found = way(batch, weights=leaves, words=way.look_up(batch))
-    expected = computed(llama, small, "float32", CPU)(batch)
+    expected = computed(family, small, "float32", CPU)(batch)
     assert torch.allclose(found.logits, expected.logits, atol=1e-5)
     assert len(found.hidden) == shape.layers + 1
     for ours, theirs in zip(found.hidden, expected.hidden, strict=True):
@@ -155,7 +160,7 @@ def test_where_nothing_is_mixed_the_losses_are_those_of_the_examples(kind: Any) 
 
 def test_in_bfloat16_the_answers_are_nearly_the_same(case: tuple[Any, Computed]) -> None:
     model, way = case
-    rough = computed(llama, model, "bfloat16", CPU)
+    rough = computed(family_of(model), model, "bfloat16", CPU)
     chosen = mixture([0.1, 0.5, 0.9, 0.3, 0.7])
     for words in (False, True):
         assert torch.allclose(plain(rough, batch_of(), words=words).float(), plain(way, batch_of()), atol=0.1)
