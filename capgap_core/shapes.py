@@ -8,6 +8,8 @@ Axis = Literal["heads", "neurons"]
 AXES: tuple[Axis, ...] = ("heads", "neurons")
 Kept = Mapping[str, Sequence[int]]
 """Axis → how many units each layer keeps."""
+SLIMMED = "capgap_"
+"""What the ``model_type`` of a slimmed model begins with."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from capgap_core.families import capgap_llama, whole
-from capgap_core.shapes import Kept, Projection, Shape
+from capgap_core.shapes import SLIMMED, Kept, Projection, Shape
 
 LAYER = "model.layers.{layer}."
 PROJECTIONS = (
@@ -82,6 +82,14 @@ def load_given(folder: Path | str, *, new_head: bool, **config: Any) -> PreTrain
     """Load a checkpoint that a user gave as a classifier; only a head that is to be drawn anew may be missing in it."""
     kind = _stock(f"{KINDS[_config_of(folder)['model_type']]}ForSequenceClassification")
     return whole.load(kind, folder, lacking=(HEAD,) if new_head else (), **config)
+
+
+def load_language(folder: Path | str, *, stage: str) -> PreTrainedModel:
+    """Load a language model that a user gave to a stage, stock or slimmed; it is there whole, or the stage fails."""
+    given = _config_of(folder)["model_type"]
+    name = f"{KINDS[given.removeprefix(SLIMMED)]}ForCausalLM"
+    kind = NARROW[name] if given.startswith(SLIMMED) else _stock(name)
+    return whole.load(kind, folder, lacking=(), stage=stage).eval()
 
 
 def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
