@@ -88,7 +88,7 @@ def load_language(folder: Path | str, *, stage: str) -> PreTrainedModel:
     """Load a language model that a user gave to a stage, stock or slimmed; it is there whole, or the stage fails."""
     given = _config_of(folder)["model_type"]
     name = f"{KINDS[given.removeprefix(SLIMMED)]}ForCausalLM"
-    kind = NARROW[name] if given.startswith(SLIMMED) else _stock(name)
+    kind = _narrow(name) if given.startswith(SLIMMED) else _stock(name)
     return whole.load(kind, folder, lacking=(), stage=stage).eval()
 
 
@@ -107,16 +107,14 @@ def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
 def load_slimmed(folder: Path) -> PreTrainedModel:
     """Load a slimmed model that ``capgap`` saved."""
     (name,) = _config_of(folder)["architectures"]
-    return NARROW[name.removeprefix("Capgap")].from_pretrained(folder, dtype="float32")
+    return _narrow(name.removeprefix("Capgap")).from_pretrained(folder, dtype="float32")
 
 
 def slimmed(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     """Return another with random weights whose layers keep what ``kept`` says, ready to be filled and saved."""
-    narrow = NARROW[type(model).__name__]
+    narrow = _narrow(type(model).__name__)
     fields = {k: v for k, v in model.config.to_dict().items() if k not in {"model_type", "architectures", "auto_map"}}
     kind: Any = narrow.config_class
-    kind.register_for_auto_class()
-    narrow.register_for_auto_class(f"AutoModelFor{type(model).__name__.rpartition('For')[2]}")
     kept = {"kept_heads": list(kept["heads"]), "kept_neurons": list(kept["neurons"])}
     return narrow(kind(**fields, **kept, architectures=[narrow.__name__]))
 
@@ -128,3 +126,12 @@ def _config_of(folder: Path | str) -> dict[str, Any]:
 def _stock(name: str) -> type[PreTrainedModel]:
     """Return a class of transformers by its name."""
     return NARROW[name].__bases__[-1]
+
+
+def _narrow(name: str) -> type[PreTrainedModel]:
+    """Return the narrower form of a class of transformers, whose models are saved with their modelling file."""
+    narrow, kind = NARROW[name], name.rpartition("For")[2]
+    config: Any = narrow.config_class
+    config.register_for_auto_class()
+    narrow.register_for_auto_class(f"AutoModelFor{kind}")
+    return narrow

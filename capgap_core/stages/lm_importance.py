@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from capgap_core import gates, lm_parts, models
+from capgap_core.errors import StageFailed
 from capgap_core.gates import Scores, Slopes
 from capgap_core.lm_batches import LmBatch, LmRows
 from capgap_core.lm_model import said
@@ -17,6 +18,7 @@ from capgap_core.machine import ready
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Made, Reference
+from capgap_core.shapes import SLIMMED
 from capgap_core.vocabulary_losses import linear_cross_entropy
 
 ROWS_AT_ONCE = 16
@@ -39,12 +41,20 @@ class Recipe(BaseModel):
 def run(
     recipe: Recipe, inputs: Mapping[str, Input], out_dir: Path, *, execution: Execution, progress: Progress
 ) -> Made:
-    """Write ``importance``, ``plan`` and ``model/``: the teacher with its units in descending importance."""
+    """Write ``importance``, ``plan`` and ``model/``: the teacher with its units in descending importance.
+
+    Raises
+    ------
+    StageFailed
+        The teacher is a slimmed model, whose layers are unlike already.
+    """
     text, teacher = inputs["text"], inputs["teacher"]
     assert isinstance(text, Reference)
     adapter = models.family(recipe.family)
     with ready(execution) as device:
         model = models.moved(models.load(adapter, teacher), device)
+        if model.config.model_type.startswith(SLIMMED):
+            raise StageFailed("lm_importance", "the model has been slimmed before", "Give the whole model.")
         rows = lm_parts.rows(text, "train", recipe.length)
         scores = importance(adapter, model, rows, most=recipe.rows, device=device, progress=progress)
         told = gates.write(adapter, model, scores, recipe.scales, words=models.model_folder(teacher), out_dir=out_dir)
