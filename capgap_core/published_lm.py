@@ -20,31 +20,27 @@ def joined(before: pd.DataFrame | None, frame: pd.DataFrame) -> pd.DataFrame:
     new = {(row["dataset"], row["seed"]) for row in frame.to_dict("records")}
     others = [] if before is None else before.to_dict("records")
     others = [row for row in others if (row["dataset"], row["seed"]) not in new]
-    kept = pd.DataFrame([*others, *frame.to_dict("records")])
-    order = [list(ARMS).index(role) for role in kept["role"]]
-    return kept.assign(order=order).sort_values(["dataset", "order", "seed"], ignore_index=True).drop(columns="order")
+    kept = pd.DataFrame([*others, *frame.to_dict("records")], columns=frame.columns)
+    kept["order"] = [list(ARMS).index(role) for role in kept["role"]]
+    return kept.sort_values(["dataset", "order", "seed"], ignore_index=True).drop(columns="order")
 
 
 def arms_table(frame: pd.DataFrame) -> str:
     """Return what each arm loses, and the paired difference to what was distilled, with 95% t intervals over seeds."""
+    rows = sorted(frame.to_dict("records"), key=lambda row: row["seed"])
+    nats = {role: [float(row["nats"]) for row in rows if row["role"] == role] for role in ARMS}
     lines = []
-    held = {role: frame[frame["role"] == role].sort_values("seed") for role in ARMS}
-    ours = [float(x) for x in held[OURS]["nats"]]
     for role, name in ARMS.items():
-        nats = [float(x) for x in held[role]["nats"]]
         apart = "–"
         if role != OURS:
-            found = study.compare_seeds(ours, nats)
+            found = study.compare_seeds(nats[OURS], nats[role])
             apart = _with([found.value, found.low, found.high], signed=True)
-        mean, low, high, _ = study.interval(np.asarray(nats))
-        lines.append([name, _sizes(held[role]["non_embedding"]), _with([mean, low, high], signed=False), apart])
+        mean, low, high, _ = study.interval(np.asarray(nats[role]))
+        sizes = sorted({int(row["non_embedding"]) for row in rows if row["role"] == role})
+        size = f"{sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
+        lines.append([name, size, _with([mean, low, high], signed=False), apart])
     header = ["model", "parameters", "nats for a token (95% interval)", "distilled minus it"]
     return markdown.table(header, lines)
-
-
-def _sizes(sizes: pd.Series) -> str:
-    low, high = int(sizes.min()), int(sizes.max())
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _with(values: Sequence[float], *, signed: bool) -> str:

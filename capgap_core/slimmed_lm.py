@@ -57,12 +57,13 @@ def write_text(folder: Path, path: Path, study: Study, *, seed: int, execution: 
     with machine.ready(execution) as device:
         model = models.moved(models.family(FAMILY).load_language(folder, stage="given_lm"), device)
         tokenizer = models.load_tokenizer(folder)
-        begin = tokenizer.convert_tokens_to_ids(BOS)
+        begin = tokenizer.eos_token_id  # what parts texts stands before the first of them, too
+        assert isinstance(begin, int)
         how = Sampling(
             first=begin, ends=(begin,), longest=model.config.max_position_embeddings, rounds=study.rounds,
             at_once=study.at_once, seed=seed,
         )  # fmt: skip
-        lm_samples.write(path, [tokenizer.decode(ids) for ids in lm_samples.documents(model, how)])
+        lm_samples.write(path, [str(tokenizer.decode(ids)) for ids in lm_samples.documents(model, how)])
 
 
 def follow(
@@ -91,12 +92,9 @@ def follow(
     for role, objective, more in (("trained", ALONE, {}), ("distilled", LmObjective(), {"teacher": teacher})):
         inputs: dict[str, Input] = {"text": text, "start": start, **more}
         arms[role] = call("pretrain", _learning(study, text, objective, seed), inputs, role=role, execution=execution)
-    scales = {role: 1.0 if role == "teacher" else scored.summary["achieved"][str(study.scale)] for role in arms}
-    device = str(machine.device_of(execution))
-    return [
-        {"role": role, "seed": seed, "scale": scales[role], "device": device, **_found(arm, text)}
-        for role, arm in arms.items()
-    ]
+    small = scored.summary["achieved"][str(study.scale)]
+    found = [_row(role, seed, 1.0 if role == "teacher" else small, arm, text) for role, arm in arms.items()]
+    return [{**row, "device": str(machine.device_of(execution))} for row in found]
 
 
 def _text(folder: Path, path: Path, seed: int, execution: Execution) -> text_stage.Recipe:
@@ -122,12 +120,12 @@ def _learning(study: Study, text: Reference, objective: LmObjective, seed: int) 
     )
 
 
-def _found(arm: Reference, text: Reference) -> dict[str, Any]:
+def _row(role: str, seed: int, scale: float, arm: Reference, text: Reference) -> dict[str, Any]:
     """Return what a stage says of its model."""
-    (row,) = [r for r in tables.read(arm.table("held_out")) if r["part"] == PART and r["source"] is None]
+    (lost,) = [row for row in tables.read(arm.table("held_out")) if row["part"] == PART and row["source"] is None]
     return {
-        "flow": "slimmed_lm", "dataset": "stories260K's own text", "parameters": arm.summary["parameters"],
-        "non_embedding": arm.summary["non_embedding"], "nats": row["nats"], "stderr": row["stderr"],
-        "n": row["tokens"], "n_train": text.summary["tokens"]["train"], "seconds": arm.seconds,
-        "identity": arm.identity, "code": arm.code,
+        "flow": "slimmed_lm", "dataset": "stories260K's own text", "role": role, "seed": seed, "scale": scale,
+        "parameters": arm.summary["parameters"], "non_embedding": arm.summary["non_embedding"], "nats": lost["nats"],
+        "stderr": lost["stderr"], "n": lost["tokens"], "n_train": text.summary["tokens"]["train"],
+        "seconds": arm.seconds, "identity": arm.identity, "code": arm.code,
     }  # fmt: skip
