@@ -9,12 +9,11 @@ widths; here they are the output matrix too, and small models learned worse by i
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from capgap_core import machine
 from capgap_core.lm_batches import LmBatch
@@ -51,11 +50,6 @@ def scratch(sizes: Sizes, *, vocabulary: int, context: int, end: int, seed: int)
             shrink = 2 * sizes.layers if name.endswith(WRITERS) else 1
             nn.init.normal_(matrix.weight, std=(matrix.in_features * shrink) ** -0.5, generator=draw)
     return model
-
-
-def load(folder: Path | str) -> PreTrainedModel:
-    """Load a causal language model in fp32 and evaluation mode."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
 
 
 def parameters(model: nn.Module) -> tuple[int, int]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from capgap_core import lm_tokens, models, tables
+from capgap_core import lm_model, lm_tokens, models, tables
 from capgap_core.errors import InputFaults
 from capgap_core.lm_batches import LmRows
 from capgap_core.lm_losses import ALL, HeldOut, held_out
@@ -66,6 +67,13 @@ def measured(
             for source, one in told.items()
         ]
     return found
+
+
+def stated(model: nn.Module, found: Sequence[Measured]) -> dict[str, float | int]:
+    """Return the sizes of a model, and what it loses on all of each part, as a summary has them."""
+    every, inside = lm_model.parameters(model)
+    losses = {f"nats_{row.part}": row.held_out.nats for row in found if row.source is None}
+    return {"parameters": every, "non_embedding": inside, **losses}
 
 
 def write(path: Path, found: Sequence[Measured]) -> None:

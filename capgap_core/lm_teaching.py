@@ -37,17 +37,19 @@ class Keeping:
     device: torch.device
 
 
-def asked(item: Input, rows: LmRows, *, dtype: Precision, keep: Kind | None, where: Keeping) -> AskLm:
+def asked(family: str, item: Input, rows: LmRows, *, dtype: Precision, keep: Kind | None, where: Keeping) -> AskLm:
     """Return what gives a teacher's last hidden states for a batch of rows.
 
     Parameters
     ----------
+    item
+        The teacher: a stage's model, or a slice of it.
     rows
         Those that are kept, of which the student's are the first.
     keep
         The type in which they are kept; null: the teacher is asked at every step.
     """
-    teacher = models.moved(lm_model.load(models.model_folder(item)), where.device).requires_grad_(False)
+    teacher = models.moved(models.load(models.family(family), item), where.device).requires_grad_(False)
     machine.keep_in(teacher, dtype)
     output = teacher.get_output_embeddings()
     assert isinstance(output, nn.Linear)
@@ -58,7 +60,12 @@ def asked(item: Input, rows: LmRows, *, dtype: Precision, keep: Kind | None, whe
 
     if keep is None:
         return live
-    outputs = _outputs(item, rows, output.in_features, dtype=dtype, keep=keep, where=where)
+    code, _ = fingerprint.hashed(["lm_teaching", f"families.{family}"])
+    what = What(
+        teacher=content_digest(item), code=code, layers=(-1,), width=output.in_features, labels=0, computed=dtype,
+        kind=keep,
+    )  # fmt: skip
+    outputs = _outputs(what, item, rows, where)
     with outputs.filling() as pieces:
         for piece in pieces:
             _fill(outputs, piece, rows, live, where)
@@ -73,13 +80,9 @@ def asked(item: Input, rows: LmRows, *, dtype: Precision, keep: Kind | None, whe
     return from_kept
 
 
-def _outputs(
-    item: Input, rows: LmRows, width: int, *, dtype: Precision, keep: Kind, where: Keeping
-) -> KeptOutputs:  # fmt: skip
+def _outputs(what: What, item: Input, rows: LmRows, where: Keeping) -> KeptOutputs:
     execution, device = where.execution, where.device
     assert execution.root is not None
-    code, _ = fingerprint.hashed(["lm_teaching"])
-    what = What(teacher=content_digest(item), code=code, layers=(-1,), width=width, labels=0, computed=dtype, kind=keep)
     facts = {"device": str(device), "processor": machine.name(device), "threads": machine.threads_of(execution)}
     made = item.reference if isinstance(item, ModelInput) else item
     return KeptOutputs(

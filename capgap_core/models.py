@@ -16,7 +16,7 @@ from capgap_core import plan, slimming, tables
 from capgap_core.errors import StageFailed
 from capgap_core.given_files import content_of
 from capgap_core.records import Input, ModelInput, Reference
-from capgap_core.shapes import Kept, Shape
+from capgap_core.shapes import SLIMMED, Kept, Shape
 
 # A new head on a bare encoder is what is asked for, not what a user has to be warned of.
 transformers_logging.disable_progress_bar()
@@ -37,7 +37,7 @@ def model_folder(item: Input) -> Path:
 def load(adapter: ModuleType, item: Input) -> PreTrainedModel:
     """Load a stage's model in fp32, evaluation mode, on CPU: all of it, or really slimmed to the input's scale."""
     folder = model_folder(item)
-    slimmed = read_config(folder).get("model_type", "").startswith("capgap_")
+    slimmed = read_config(folder).get("model_type", "").startswith(SLIMMED)
     model: PreTrainedModel = adapter.load_slimmed(folder) if slimmed else adapter.load(folder)
     if isinstance(item, ModelInput) and item.scale is not None:
         kept = kept_of(item.reference, item.scale)

@@ -12,6 +12,8 @@ EVERY: tuple[Axis, ...] = ("heads", "hidden", "layers", "neurons")
 Kept = Mapping[str, Sequence[int]]
 """Axis → how many units each layer keeps. Of ``hidden`` there is one number for all layers; of ``layers`` one for
 each, 1 or 0, and one that goes keeps nothing else. Where one of these two is missing, all of it stays."""
+SLIMMED = "capgap_"
+"""What the ``model_type`` of a slimmed model begins with."""
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,12 @@ from tasks.data import data
 from tasks.distil import distil
 from tasks.evaluate import evaluate
 from tasks.first_layers import first_layers
+from tasks.given_lm import given_lm
 from tasks.importance import importance
 from tasks.latency import latency
 from tasks.law import law
+from tasks.lm_evaluate import lm_evaluate
+from tasks.lm_importance import lm_importance
 from tasks.part import part
 from tasks.pretrain import pretrain
 from tasks.pseudo_labels import pseudo_labels
@@ -59,7 +62,10 @@ STAGES: dict[str, StageTask] = {
     "pseudo_labels": pseudo_labels,
     "ablation": ablation,
     "text": text,
+    "given_lm": given_lm,
+    "lm_importance": lm_importance,
     "pretrain": pretrain,
+    "lm_evaluate": lm_evaluate,
     "law": law,
 }
 

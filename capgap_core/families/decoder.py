@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from capgap_core.families import whole
-from capgap_core.shapes import AXES, Kept, Shape
+from capgap_core.shapes import AXES, SLIMMED, Kept, Shape
 
 rows = None
 """transformers computes it, on a CPU too."""
@@ -85,16 +85,33 @@ class Classes:
     def load_slimmed(self, folder: Path) -> PreTrainedModel:
         """Load a slimmed model that ``capgap`` saved."""
         (name,) = _config_of(folder)["architectures"]
-        return self._narrow[name.removeprefix("Capgap")].from_pretrained(folder, dtype="float32")
+        return self._registered(name.removeprefix("Capgap")).from_pretrained(folder, dtype="float32")
+
+    def load_language(self, folder: Path | str, *, stage: str) -> PreTrainedModel:
+        """Load a language model that a user gave, stock or slimmed; it is there whole, or the stage of this name fails."""
+        given = _config_of(folder)["model_type"]
+        (name,) = (
+            name
+            for name, kind in self._narrow.items()
+            if name.endswith(LANGUAGE) and kind.__bases__[-1].config_class.model_type == given.removeprefix(SLIMMED)
+        )
+        kind = self._registered(name) if given.startswith(SLIMMED) else self._narrow[name].__bases__[-1]
+        return whole.load(kind, folder, lacking=(), stage=stage).eval()
 
     def slimmed(self, model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
         """Return another with random weights that keeps what ``kept`` says, ready to be filled and saved."""
-        narrow = self._narrow[type(model).__name__]
+        narrow = self._registered(type(model).__name__)
         stated = {k: v for k, v in model.config.to_dict().items() if k not in OF_THE_CLASS}
         kind: Any = narrow.config_class
-        kind.register_for_auto_class()
-        narrow.register_for_auto_class(f"AutoModelFor{'CausalLM' if model.can_generate() else CLASSIFIER[3:]}")
         return narrow(kind(**stated | _left(model.config, kept), architectures=[narrow.__name__]))
+
+    def _registered(self, name: str) -> type[PreTrainedModel]:
+        """Return the narrower form of a class of transformers, whose models are saved with their modelling file."""
+        narrow = self._narrow[name]
+        kind: Any = narrow.config_class
+        kind.register_for_auto_class()
+        narrow.register_for_auto_class("AutoModelForCausalLM" if name.endswith(LANGUAGE) else f"AutoModel{CLASSIFIER}")
+        return narrow
 
 
 OF_THE_CLASS = {"model_type", "architectures", "auto_map"}

@@ -9,7 +9,7 @@ from capgap_core.errors import StageFailed
 
 
 def load(
-    kind: type[PreTrainedModel], folder: Path | str, *, lacking: tuple[str, ...], **config: Any
+    kind: type[PreTrainedModel], folder: Path | str, *, lacking: tuple[str, ...], stage: str = "teacher", **config: Any
 ) -> PreTrainedModel:
     """Load a checkpoint in fp32, in which only weights may be missing whose names begin as ``lacking`` says.
 
@@ -27,5 +27,5 @@ def load(
     if missing:
         names = f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
         why = f"{len(missing)} weights are missing in {folder} or do not fit its config: {names}"
-        raise StageFailed("teacher", why, f"Give a folder that {kind.__name__} loads whole.")
+        raise StageFailed(stage, why, f"Give a folder that {kind.__name__} loads whole.")
     return model

@@ -33,7 +33,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scratch: Sizes | None
-    """Null where it begins as the input ``start``."""
+    """Null where it begins as the input ``start``, or its slice at a scale of its plan."""
     length: int
     """Tokens of a row."""
     rows: int
@@ -47,6 +47,8 @@ class Recipe(BaseModel):
     seed: int
     """Draws the first weights."""
     source: Kept = Kept()
+    family: str = "llama"
+    """Of the teacher and of what it begins as."""
 
 
 def run(
@@ -64,7 +66,7 @@ def run(
             where = Keeping(execution=execution, progress=progress, device=device)
             most = -(-max(recipe.rows, recipe.source.rows) // BATCH) * BATCH
             kept = lm_parts.rows(text, "train", recipe.length, first=most)
-            ask = asked(inputs["teacher"], kept, dtype=training.dtype, keep=recipe.keep, where=where)
+            ask = asked(recipe.family, inputs["teacher"], kept, dtype=training.dtype, keep=recipe.keep, where=where)
         loss_of = lm_losses.loss_of(model, ask, recipe.objective, dtype=training.dtype)
         keeper = checkpoints.beside(out_dir, execution, progress)
         log = steps.Log(out_dir / "steps.parquet", training.steps, progress)
@@ -80,7 +82,7 @@ def run(
 
 def _start(recipe: Recipe, inputs: Mapping[str, Input], text: Reference) -> PreTrainedModel:
     if recipe.scratch is None:
-        return lm_model.load(models.model_folder(inputs["start"]))
+        return models.load(models.family(recipe.family), inputs["start"])
     facts = text.summary
     return lm_model.scratch(
         recipe.scratch, vocabulary=facts["vocabulary"], context=recipe.length, end=facts["end"], seed=recipe.seed
@@ -89,9 +91,8 @@ def _start(recipe: Recipe, inputs: Mapping[str, Input], text: Reference) -> PreT
 
 def _summary(model: nn.Module, unique: int, tokens: int, found: list[lm_parts.Measured]) -> dict[str, float | int]:
     """Return sizes, tokens, and the loss on all of the valid and the test part."""
-    every, inside = lm_model.parameters(model)
-    losses = {f"nats_{row.part}": row.held_out.nats for row in found if row.source is None}
+    facts = lm_parts.stated(model, found)
     return {
-        "parameters": every, "non_embedding": inside, "tokens": tokens, "unique_tokens": min(unique, tokens),
-        "epochs": round(tokens / unique, 4), "tokens_per_parameter": round(tokens / inside, 4), **losses,
+        **facts, "tokens": tokens, "unique_tokens": min(unique, tokens), "epochs": round(tokens / unique, 4),
+        "tokens_per_parameter": round(tokens / facts["non_embedding"], 4),
     }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from capgap_core import gates
 from capgap_core.batches import Examples
 from capgap_core.families import bert
 from capgap_core.progress import Silent
@@ -113,7 +114,7 @@ def test_the_papers_way_is_the_gradient_of_batch_means(case) -> None:
 def test_ranks_follow_scores() -> None:
     scores = {"heads": np.array([[0.1, 0.4, 0.2]]), "neurons": np.array([[3.0, 1.0, 2.0, 4.0]])}
     order = {axis: np.argsort(-table, axis=1) for axis, table in scores.items()}
-    rows = importance._rows(scores, order)
+    rows = gates.rows(scores, order)
     assert [(r["axis"], r["unit"], r["rank"]) for r in rows] == [
         ("heads", 0, 2), ("heads", 1, 0), ("heads", 2, 1),
         ("neurons", 0, 1), ("neurons", 1, 3), ("neurons", 2, 2), ("neurons", 3, 0),

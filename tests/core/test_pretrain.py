@@ -144,7 +144,7 @@ def test_what_is_kept_of_a_row_depends_on_no_other_student(made: Any, tmp_path: 
         where = lm_teaching.Keeping(
             execution=Execution(root=str(tmp_path), threads=1), progress=Silent(), device=torch.device("cpu")
         )
-        ask = lm_teaching.asked(teacher, rows_seen, dtype="float32", keep="float32", where=where)
+        ask = lm_teaching.asked("llama", teacher, rows_seen, dtype="float32", keep="float32", where=where)
         answer = ask(rows_seen.batch(np.arange(48)))
         assert not isinstance(answer, torch.Tensor)
         found.append(answer[0])
