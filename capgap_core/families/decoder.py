@@ -88,7 +88,7 @@ class Classes:
         return self._registered(name.removeprefix("Capgap")).from_pretrained(folder, dtype="float32")
 
     def load_language(self, folder: Path | str, *, stage: str) -> PreTrainedModel:
-        """Load a language model that a user gave, stock or slimmed; it is there whole, or the stage of this name fails."""
+        """Load a language model that a user gave, stock or slimmed; it is there whole, or the named stage fails."""
         given = _config_of(folder)["model_type"]
         (name,) = (
             name
