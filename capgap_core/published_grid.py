@@ -6,9 +6,13 @@ from typing import Any
 import pandas as pd
 
 from capgap_core import report_law
-from capgap_core.markdown import short, table
 
 Row = Mapping[str, Any]
+JUDGED = {
+    "left out": "Each size of student left out in turn, laws fitted to the others:",
+    "held out": "Students that were trained after the laws had named their teachers:",
+}
+"""Kind of finding → what is said above its table."""
 
 
 def readme_table(models: pd.DataFrame, findings: pd.DataFrame) -> str:
@@ -29,8 +33,10 @@ def readme_table(models: pd.DataFrame, findings: pd.DataFrame) -> str:
         report_law.teachers(grid),
         report_law.students(grid, optima),
         _counts(grid),
-        _by_law([row for row in found if row["what"] in ("left out", "held out")]),
     ]
+    for what, words in JUDGED.items():
+        if own := [row for row in found if row["what"] == what]:
+            parts += [words, report_law.rivals_table(own)]
     return "\n\n".join(parts)
 
 
@@ -60,23 +66,6 @@ def _counts(grid: Sequence[Row]) -> str:
         f"Means over {seeds} seeds; {len(grid)} models; {max(n):,} tokens of the part test; {hours:.1f} hours summed "
         "over the models' clocks."
     )
-
-
-def _by_law(found: Sequence[Row]) -> str:
-    """Return a row for each law, and each student, that it had not seen."""
-    lines = []
-    for row in found:
-        where = [row["what"], str(row["law"]), short(row["student"]), short(row["tokens"])]
-        if row["why_not"] is not None:
-            lines.append([*where, f"not estimable: {row['why_not']}", "–", "–", "–"])
-            continue
-        error = "unknown" if row["regret_error"] is None else f"{row['regret_error']:.4f}"
-        lines.append(
-            [*where, short(row["named"]), short(row["taken"]), f"{row['regret']:.4f} ± {error}",
-             f"{row['loss_error']:.4f}"]
-        )  # fmt: skip
-    header = ["student", "law", "size", "tokens", "names", "nearest", "regret, nats ± s.e.", "error of losses"]
-    return table(header, lines)
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

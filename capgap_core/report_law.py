@@ -61,7 +61,7 @@ def compose(facts: Facts, figures: Mapping[str, bytes]) -> str:
         "more than two standard errors; then a parabola through the teachers around it says where the best lies, with "
         "a 90% interval.",
         f"## Teachers\n\n{teachers(facts['rows'], facts['summary'].get('source_nats'))}",
-        f"## Laws on students they have not seen\n\n{_rivals(facts['rivals'])}",
+        f"## Laws on students they have not seen\n\n{rivals_table(facts['rivals'])}",
         "Every size of student is left out in turn; a law that was fitted to the others names its teacher, of those "
         "that were measured. The regret is what that teacher's student loses beyond the best one's.",
         *images[2:],
@@ -168,7 +168,8 @@ def _best(found: Row | None) -> str:
     return f"{short(found['teacher'])} ({short(found['low'])} to {short(found['high'])})"
 
 
-def _rivals(rivals: Sequence[Row]) -> str:
+def rivals_table(rivals: Sequence[Row]) -> str:
+    """Return a row for each law: how many students it spoke of, its mean regret, and what it misses of losses."""
     lines = []
     for law in dict.fromkeys(row["law"] for row in rivals):
         own = [row for row in rivals if row["law"] == law]

@@ -99,6 +99,10 @@ class AppleFit:
             high=np.inf if over else float(ends[1]),
         )  # fmt: skip
 
+    def best(self, student: float, tokens: float) -> float:
+        """Return the size of the best teacher up to ``REACH`` times beyond the measured ones, ends included."""
+        return self._best(self.supervised, self.distilled, student, tokens)
+
     def curve(self, teachers: Floats, student: float, tokens: float) -> Floats:
         """Return the loss of a student over sizes of its teacher ``(k,)``."""
         return self._curve(self.supervised, self.distilled, teachers, student, tokens)

@@ -190,7 +190,7 @@ def _by_apple(apple: AppleFit) -> _Fitted:
     def losses(curve: Cells) -> Floats:
         return apple.distilled.loss(curve.student, curve.tokens, curve.teacher_loss, apple.supervised)
 
-    return _Fitted(teacher=lambda student, tokens: apple.teacher(student, tokens).value, losses=losses)
+    return _Fitted(teacher=apple.best, losses=losses)
 
 
 def _by_size(seen: Cells, best: Callable[[float], float]) -> _Fitted:

@@ -210,3 +210,15 @@ def test_apple_is_judged_where_there_are_budgets_enough() -> None:
     found = [one for one in rivals.judged(seen, alone, unseen, teacher_tokens=20.0) if one.law == "apple"]
     assert len(found) == 2
     assert all(one.why_not is None and one.loss_error < 0.05 for one in found)
+
+
+def test_a_best_teacher_beyond_the_measured_ones_is_taken_for_the_nearest_of_them() -> None:
+    cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(0))
+    small = cells.where(cells.teacher <= np.unique(cells.teacher)[3])
+    largest = float(small.teacher.max())
+    named = [one for one in rivals.named(small, alone, [(2e9, 512e9)], teacher_tokens=20.0) if one.law == "apple"]
+    assert [one.taken for one in named] == [False, False, False, True]
+    assert named[0].named > largest
+    judged = [one for one in rivals.left_out(small, alone, teacher_tokens=20.0) if one.law == "apple"]
+    assert all(np.isfinite(one.named) for one in judged)
+    assert judged[-1].taken == largest
