@@ -96,7 +96,7 @@ def sizes_for(parameters: float) -> Sizes:
 def _shapes() -> Iterator[Sizes]:
     for hidden in [*range(HEAD, 512, HEAD), *range(512, WIDEST + 1, 128)]:
         middle = max(1, round(hidden / ASPECT))
-        for layers in range(max(1, middle // 2), 2 * middle + 1):
+        for layers in range(math.ceil(hidden / (2 * ASPECT)), 2 * middle + 1):
             heads = hidden // HEAD
             yield Sizes(layers=layers, hidden=hidden, heads=heads, kv_heads=heads, neurons=8 * round(hidden / 3))
 

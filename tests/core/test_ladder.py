@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from pydantic import ValidationError
 
 from capgap_core import ladder, lm_model
@@ -11,12 +11,17 @@ from capgap_core.ladder import Ladder, sizes_for
 from capgap_core.lm_recipes import Sizes
 
 
+@example(5e5)
+@example(6e3)
 @given(st.floats(2e3, 3e8))
 def test_a_shape_has_about_its_size(parameters: float) -> None:
     found = sizes_for(parameters)
     assert abs(math.log(found.parameters() / parameters)) < math.log(1.5)
     assert found.hidden % found.heads == 0
-    assert 0.5 <= found.hidden / (ladder.ASPECT * found.layers) <= 2.0 or found.layers == 1
+    assert found.hidden / (ladder.ASPECT * found.layers) <= 2.0
+    assert found.hidden >= 0.5 * ladder.ASPECT * found.layers or found.hidden == ladder.HEAD, (
+        "the narrowest may be deep"
+    )
 
 
 def test_larger_sizes_are_larger_models() -> None:
