@@ -1,5 +1,7 @@
 """Finds the grid that a user names, finished or published, and what it says of laws."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +52,8 @@ def find(what: str, root: Path) -> Grid:
     if lacking:
         raise _fault(what, f"{path.name} has no column {', '.join(sorted(lacking))}")
     rows = [row for row in whole.to_pylist() if row.get("kind") in (None, "grid")]
+    if wrong := unsound(rows):
+        raise InputFaults([held for rule in wrong for held in _fault(what, f"{path.name}: {rule}").faults])
     cells, alone = law_findings.grid_of(rows)
     teachers = [row for row in rows if row["role"] == "teacher"]
     if not teachers:
@@ -58,6 +62,35 @@ def find(what: str, root: Path) -> Grid:
     return Grid(
         name=what, fits=fits_of(cells, alone, teacher_tokens=tokens), throughput=_throughput(teachers, path.parent)
     )
+
+
+def unsound(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return everything for which no law can be fitted to rows of models, a line for each rule that is broken."""
+    taught = [row for row in rows if row["teacher"] is not None]
+    asked = [(name, rows) for name in ("parameters", "tokens", "nats")]
+    asked += [(name, taught) for name in ("teacher", "teacher_nats")]
+    broken = []
+    for name, of in asked:
+        bad = [row[name] for row in of if not _positive(row[name])]
+        if bad:
+            broken.append(f"{name} is no finite number above 0 in {len(bad)} of {len(of)} rows, first {bad[0]!r}")
+    if roles := sorted({str(row["role"]) for row in rows} - {"teacher", "student"}):
+        broken.append(f"role is {', '.join(roles)}, and can be teacher or student")
+    if seedless := [row["seed"] for row in taught if not (_positive(row["seed"]) or row["seed"] == 0)]:
+        broken.append(f"seed is no number in {len(seedless)} rows of students with a teacher, first {seedless[0]!r}")
+    if not broken and (twice := _twice(taught)):
+        broken.append(f"{twice} students of one teacher, one seed and as many tokens stand there more than once")
+    return broken
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _twice(taught: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many cells are there more than once: a fit would take the last of them in silence."""
+    counts = Counter((row["parameters"], row["tokens"], row["teacher"], row["seed"]) for row in taught)
+    return sum(count > 1 for count in counts.values())
 
 
 def _published(what: str) -> Path | None:

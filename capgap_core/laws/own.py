@@ -3,6 +3,7 @@
 A student more than ``REACH`` times beyond the measured sizes or tokens gets an interval and no point.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,7 +12,7 @@ import numpy as np
 from capgap_core.laws.apple_fit import REACH
 from capgap_core.laws.fits import Fits
 from capgap_core.laws.grid import Floats, Interval, NotEstimable
-from capgap_core.laws.line import Power, budget_of
+from capgap_core.laws.line import Power, budget_of, by_budget
 from capgap_core.laws.recommend import Answer, Range, first_useless, training_flops
 from capgap_core.markdown import short
 
@@ -45,8 +46,15 @@ def _by_power(fits: Fits, student: float, tokens: float, beyond: str) -> Sequenc
         return [Answer(law=name, whose="this grid", teacher=None, says=says) for name in names]
     power, whose = fits.powers[near], f"this grid, students on {near:g} tokens a parameter"
     if isinstance(power, NotEstimable):
-        return [Answer(law=name, whose=whose, teacher=None, says=f"not estimable: {power.why}") for name in names]
+        says = f"not estimable: {power.why}{_found(fits, near)}"
+        return [Answer(law=name, whose=whose, teacher=None, says=says) for name in names]
     return [_power_answer(name, power, student, tokens, whose, beyond, fits) for name in names]
+
+
+def _found(fits: Fits, budget: float) -> str:
+    """Return what was found of the students on so many tokens a parameter whose best teacher is not bracketed."""
+    counts = Counter(one.found for one in by_budget(fits.optima)[budget] if one.found != "bracketed")
+    return f" ({', '.join(f'{found}: {count}' for found, count in counts.items())})" if counts else ""
 
 
 def _power_answer(

@@ -180,3 +180,65 @@ def test_a_grid_that_is_not_there_is_named_with_every_other_fault(
     pd.DataFrame({"a": [1]}).to_parquet(other)
     assert cli.main(["recommend", "--student", "1M", "--tokens", "1B", "--from", str(other)]) == 2
     assert "other.parquet has no column data_limited" in capsys.readouterr().err
+
+
+DEGENERATE = {
+    "two points": (lambda s, t, noise: 2 + 0.1 * np.log(t / s) ** 2 + noise, [1e6, 4e6], [1, 2], "too few teachers"),
+    "all equal": (lambda s, t, noise: np.full_like(s, 2.0), [1e6, 2e6, 4e6, 8e6], [1, 2], "too close to call"),
+    "monotone": (
+        lambda s, t, noise: 9 - 0.1 * np.log(t) + noise, [1e6, 2e6, 4e6, 8e6], [1, 2], "the largest teacher is best",
+    ),
+    "one seed": (lambda s, t, noise: 2 + 0.1 * np.log(t / s) ** 2 + noise, [5e5, 1e6, 2e6, 4e6, 8e6], [1], "one seed"),
+}  # fmt: skip
+
+
+def of_losses(loss: Any, teachers: list[float], seeds: list[int]) -> tuple[Cells, Alone]:
+    """Return a grid of five students on 100 tokens a parameter whose losses are a function of student and teacher."""
+    sizes = np.array(teachers)
+    s, t, r = (x.ravel() for x in np.meshgrid(np.geomspace(5e5, 8e6, 5), sizes, seeds, indexing="ij"))
+    own = 3 - 0.1 * np.log(sizes / 1e6)
+    noise = np.random.default_rng(0).normal(0, 1e-4, s.shape)
+    theirs = np.interp(t, sizes, own)
+    cells = Cells(
+        student=s, tokens=100 * s, teacher=t, teacher_loss=theirs, loss=loss(s, t, noise), seed=r.astype(np.int64)
+    )
+    free = Alone(parameters=sizes, tokens=20 * sizes, loss=own, teaches=np.ones(len(sizes), dtype=bool))
+    return cells, free
+
+
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_a_degenerate_grid_says_why_and_recommends_nothing(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss, teachers, seeds, why = DEGENERATE[kind]
+    grid = published(tmp_path, *of_losses(loss, teachers, seeds))
+    answers = asked_of(grid, capsys, "2M", "200M")["answers"]
+    assert all(answer["teacher"] is None for answer in answers.values())
+    assert (
+        f"not estimable: 0 of 5 best teachers are bracketed, and a law takes 5 ({why}: 5)" in answers["power"]["says"]
+    )
+
+
+def test_rows_that_no_law_can_be_fitted_to_are_refused_all_at_once(
+    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.read_parquet(simulated)
+    twice = tmp_path / "twice.parquet"
+    pd.concat([frame, frame.iloc[:2]]).to_parquet(twice)
+    assert cli.main(["recommend", "--student", "1M", "--tokens", "1B", "--from", str(twice)]) == 2
+    assert (
+        "2 students of one teacher, one seed and as many tokens stand there more than once" in capsys.readouterr().err
+    )
+    frame.loc[0, "nats"], frame.loc[1, "nats"], frame.loc[2, "teacher_nats"] = np.nan, -1.0, np.inf
+    frame.loc[3, "role"], frame.loc[4, "seed"] = "assistant", np.nan
+    wrong = tmp_path / "wrong.parquet"
+    frame.to_parquet(wrong)
+    assert cli.main(["recommend", "--student", "1M", "--tokens", "1B", "--from", str(wrong)]) == 2
+    said = capsys.readouterr().err
+    for rule in (
+        "nats is no finite number above 0 in 2 of",
+        "teacher_nats is no finite",
+        "role is assistant",
+        "seed is no number in 1",
+    ):
+        assert rule in said
