@@ -9,7 +9,7 @@ import pandas as pd
 from capgap_core import law, law_findings, published_grid, tables
 from capgap_core.ladder import sizes_for
 from capgap_core.laws.fits import Fits, fits_of
-from capgap_core.laws.rivals import judged, left_out, named
+from capgap_core.laws.rivals import Named, came_of, left_out, named
 from capgap_core.method import Caller
 from capgap_core.preflight import CheckedLaw
 from capgap_core.records import Reference
@@ -94,8 +94,14 @@ def predictions(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([vars(one) for one in named(cells, alone, students, teacher_tokens=TEACHER_TOKENS)])
 
 
-def findings(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return what the published rows say: optima, laws, and each law on students it has not seen, a row each."""
+def findings(frame: pd.DataFrame, told: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return what the published rows say: optima, laws, and each law on students it has not seen, a row each.
+
+    Parameters
+    ----------
+    told
+        What ``predictions`` gave before students were held out of the grid were trained; null: nothing was said.
+    """
     held = fits(frame)
     rows = rows_of(frame, GRID)
     facts = law_findings.summary_of(held, rows)
@@ -116,6 +122,11 @@ def findings(frame: pd.DataFrame) -> pd.DataFrame:
         found.append({"what": "left out", **vars(one)})
     unseen, _ = law_findings.grid_of([*rows, *rows_of(frame, TEST)])
     unseen = unseen.where(~np.isin(unseen.student, np.unique(cells.student)))
-    for one in judged(cells, alone, unseen, teacher_tokens=TEACHER_TOKENS) if len(unseen) else ():
+    for one in came_of(_as_named(told), unseen, held.noise) if told is not None else ():
         found.append({"what": TEST, **vars(one)})
     return pd.DataFrame(found)
+
+
+def _as_named(told: pd.DataFrame) -> list[Named]:
+    said = [{name: value for name, value in row.items() if value is not None} for row in published_grid.rows(told)]
+    return [Named(**{"why_not": None, **row}) for row in said]

@@ -71,7 +71,7 @@ def publish(study: Any, new: pd.DataFrame, kind: str) -> None:
     order = ["kind", "role", "parameters", "tokens", "teacher", "seed"]
     frame = frame.sort_values(order, ignore_index=True, na_position="first")
     results.write(MODELS, frame)
-    results.write(FINDINGS, study.findings(frame))
+    results.write(FINDINGS, study.findings(frame, _read(NAMED)))
 
 
 def name() -> None:

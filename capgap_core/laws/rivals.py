@@ -85,20 +85,51 @@ def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Iterator[J
     for size in np.unique(cells.student):
         its_own = (alone.parameters == size) & ~alone.teaches
         seen = cells.where(cells.student != size)
-        yield from judged(
+        yield from _judged(
             seen, alone.where(~its_own), cells.where(cells.student == size), teacher_tokens=teacher_tokens
         )
 
 
-def judged(seen: Cells, alone: Alone, unseen: Cells, *, teacher_tokens: float) -> Iterator[Judged]:
-    """Yield what each law, fitted to cells it has seen, says of students it has not."""
+def _judged(seen: Cells, alone: Alone, unseen: Cells, *, teacher_tokens: float) -> Iterator[Judged]:
     noise = noise_of(unseen if not len(seen) else seen)
     curves = {(student, tokens): curve for student, tokens, curve in unseen.curves()}
     for name, student, tokens, fitted in _each(seen, alone, list(curves), teacher_tokens):
         if isinstance(fitted, NotEstimable):
             yield Judged(law=name, student=student, tokens=tokens, why_not=fitted.why)
         else:
-            yield _judged(name, fitted, student, tokens, curves[student, tokens], noise)
+            curve = curves[student, tokens]
+            yield _held(name, fitted.teacher(student, tokens), fitted.losses(curve), curve, noise)
+
+
+def came_of(told: Sequence[Named], measured: Cells, noise: Noise) -> Iterator[Judged]:
+    """Yield how what laws have named and predicted comes out on students that were trained since.
+
+    Nothing is fitted again: what was said before stands as it was said.
+
+    Parameters
+    ----------
+    told
+        What ``named`` gave, of every law, student and teacher.
+    measured
+        Those students; one that is not among them, or lacks a teacher that was spoken of, is passed over.
+    noise
+        Of the grid that the laws were fitted to.
+    """
+    by_law: dict[tuple[Name, float, float], list[Named]] = {}
+    for one in told:
+        by_law.setdefault((one.law, one.student, one.tokens), []).append(one)
+    curves = {(student, tokens): curve for student, tokens, curve in measured.curves()}
+    for (law, student, tokens), own in by_law.items():
+        curve = curves.get((student, tokens))
+        if curve is None:
+            continue
+        if own[0].why_not is not None:
+            yield Judged(law=law, student=student, tokens=tokens, why_not=own[0].why_not)
+            continue
+        predicted = {one.teacher: one.predicted for one in own}
+        if set(predicted) == set(curve.teacher.tolist()):
+            losses = np.array([predicted[teacher] for teacher in curve.teacher.tolist()])
+            yield _held(law, own[0].named, losses, curve, noise)
 
 
 def named(
@@ -148,17 +179,17 @@ def _nearest(sizes: Floats, size: float) -> int:
     return int(np.abs(np.log(sizes / size)).argmin())
 
 
-def _judged(name: Name, law: _Fitted, student: float, tokens: float, curve: Cells, noise: Noise) -> Judged:
+def _held(name: Name, said: float, losses: Floats, curve: Cells, noise: Noise) -> Judged:
+    """Return how a teacher that is named, and losses that are predicted for each cell of a curve, come out there."""
     sizes, which = np.unique(curve.teacher, return_inverse=True)
     count = np.bincount(which)
     means = np.bincount(which, curve.loss) / count
-    said = law.teacher(student, tokens)
     taken, best = _nearest(sizes, said), int(means.argmin())
     return Judged(
-        law=name, student=student, tokens=tokens, why_not=None, named=said, taken=float(sizes[taken]),
-        regret=float(means[taken] - means[best]),
+        law=name, student=float(curve.student[0]), tokens=float(curve.tokens[0]), why_not=None, named=said,
+        taken=float(sizes[taken]), regret=float(means[taken] - means[best]),
         regret_error=_regret_error(noise, int(count[taken]), int(count[best]), same=taken == best),
-        loss_error=float(np.sqrt(np.mean((law.losses(curve) - curve.loss) ** 2))),
+        loss_error=float(np.sqrt(np.mean((losses - curve.loss) ** 2))),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Best teachers of single students, and how they grow with the student."""
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -203,11 +204,33 @@ def test_one_size_of_student_and_one_seed_are_told() -> None:
     assert all(np.isnan(one.regret_error) for one in once if one.why_not is None)
 
 
+def test_what_was_named_before_is_judged_as_it_was_named() -> None:
+    cells = simulate.power_grid(simulate.CURVES, np.random.default_rng(0), between=0.0)
+    alone = Alone(parameters=np.ones(1), tokens=np.ones(1), loss=np.ones(1), teaches=np.ones(1, dtype=bool))
+    size = float(cells.student.min())
+    seen, unseen = cells.where(cells.student != size), cells.where(cells.student == size)
+    told = list(rivals.named(seen, alone, [(size, float(unseen.tokens[0]))], teacher_tokens=20.0))
+    noise = optimum.noise_of(seen)
+    found = list(rivals.came_of(told, unseen, noise))
+    assert [one.law for one in found] == list(rivals.NAMES)
+    first = list(islice(rivals.left_out(cells, alone, teacher_tokens=20.0), len(found)))
+    assert list(map(repr, first)) == list(map(repr, found)), "the same laws, fitted to the same cells"
+    changed = [replace(one, named=0.01, predicted=one.predicted + 1.0) for one in told]
+    power = next(one for one in rivals.came_of(changed, unseen, noise) if one.law == "power")
+    assert power.taken == unseen.teacher.min(), "what was said counts, not what a law would say now"
+    assert power.loss_error == pytest.approx(1.0, abs=0.05)
+    assert not list(rivals.came_of(told, seen, noise)), "nobody spoke of these students"
+    fewer = unseen.where(unseen.teacher != unseen.teacher[0])
+    assert [one.law for one in rivals.came_of(told, fewer, noise)] == ["apple"], "a teacher that was named is lacking"
+
+
 def test_apple_is_judged_where_there_are_budgets_enough() -> None:
     cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(0))
     size = float(np.unique(cells.student)[2])
     seen, unseen = cells.where(cells.student != size), cells.where(cells.student == size)
-    found = [one for one in rivals.judged(seen, alone, unseen, teacher_tokens=20.0) if one.law == "apple"]
+    students = [(student, tokens) for student, tokens, _ in unseen.curves()]
+    told = list(rivals.named(seen, alone, students, teacher_tokens=20.0))
+    found = [one for one in rivals.came_of(told, unseen, optimum.noise_of(seen)) if one.law == "apple"]
     assert len(found) == 2
     assert all(one.why_not is None and one.loss_error < 0.05 for one in found)
 
