@@ -67,7 +67,7 @@ def test_every_way_in_which_a_model_does_not_go_with_the_text_is_said(text: Refe
     folder = folder_of(tmp_path / "small", vocabulary=256)
     assert faults_of(tmp_path, text, folder, length=129) == [
         "model: its embeddings have 256 entries, and the text has ids up to 256",
-        "length: rows have so many tokens, and the model has 128 positions",
+        "length: rows have so many tokens, and the model small has 128 positions",
     ]
     assert given(tmp_path, text, folder_of(tmp_path / "fits"), length=128).summary["nats_test"] > 0
 
@@ -76,7 +76,7 @@ def test_a_model_with_another_tokenizer_is_refused(text: Reference, tmp_path: Pa
     folder = folder_of(tmp_path / "own")
     builders.decoder_tokenizer().save_pretrained(folder)
     assert faults_of(tmp_path, text, folder) == [
-        "model: its tokenizer has other pieces than the one that the text was read with"
+        "model: its tokenizer has other pieces than the one that the text is read with"
     ]
     lm_tokens.byte_tokenizer().save_pretrained(folder)
     assert given(tmp_path, text, folder).summary["nats_test"] > 0

@@ -100,7 +100,7 @@ def test_a_best_teacher_beyond_what_is_looked_at_has_no_value() -> None:
     fit = apple_fit.AppleFit(
         supervised=PUBLISHED_SUPERVISED, distilled=PUBLISHED_DISTILLED,
         drawn=[(PUBLISHED_SUPERVISED, PUBLISHED_DISTILLED)] * 20, error=0.005, seed=0, teachers=(198e6, 1e9),
-        teacher_tokens=20.0,
+        teacher_tokens=20.0, measured=(np.array([198e6, 1e9]), np.array([2.4, 2.2])),
     )  # fmt: skip
     found = fit.teacher(2e9, 512e9)
     assert np.isnan(found.value)
