@@ -113,7 +113,7 @@ def _inspect(name: str, read: Read, root: str | None, *, slimmed: bool) -> tuple
             f"its config.json makes no model ({type(error).__name__})",
             "Give one that from_pretrained loads.",
         )
-        raise InputFaults([*faults, fault(FIELD, name, what, remedy)]) from error
+        raise InputFaults(faults or [fault(FIELD, name, what, remedy)]) from error
     there = {RENAMED.get(n, n): shape for n, shape in shapes_of(name, weights, form.prefix).items()}
     asked = {n.removeprefix(form.prefix): tuple(p.shape) for n, p in model.named_parameters()}
     if lacking := sorted(n for n, shape in asked.items() if there.get(n) != shape):
@@ -189,7 +189,7 @@ def _of_one(asked: float, teacher: int, sizes: Sequence[int], found: Mapping[flo
 
     held, faults = {scale: one.parameters for scale, one in found.items()}, []
     for size in sizes:
-        slice_ = found[nearest(held, size)]
+        slice_ = found[nearest(held, size, whole=teacher)]
         if abs(math.log(slice_.parameters / size)) >= math.log(FURTHEST):
             rule = f"no slice of the teacher of {short(teacher)} comes near: the nearest has {short(slice_.parameters)}"
             remedy = f"Give students of {short(min(held.values()))} or more, or ladder.begin=scratch."

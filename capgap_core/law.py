@@ -177,7 +177,8 @@ def _ask(
     start, width = None, cell.student.hidden
     if scored is not None:
         left = {float(scale): one for scale, one in scored.summary["slices"].items()}
-        scale = lm_slices.nearest({s: one["parameters"] for s, one in left.items()}, cell.student.parameters())
+        sizes, whole = {s: one["parameters"] for s, one in left.items()}, cell.teacher or 0
+        scale = lm_slices.nearest(sizes, cell.student.parameters(), whole=whole)
         start, width = ModelInput(reference=scored, scale=scale), left[scale]["hidden"]
     recipe = pretrain.Recipe(
         scratch=None if start else cell.student, length=asked.length, rows=seen,

@@ -53,6 +53,13 @@ def foreseen(adapter: ModuleType, model: PreTrainedModel) -> dict[float, Slice]:
     return slices(adapter, model, {scale: axes.kept_at(scale, scores, shape) for scale in SCALES})
 
 
-def nearest(sizes: Mapping[float, int], wanted: int) -> float:
-    """Return the scale whose parameters come nearest to a size, in the logarithm; of equal ones the smallest."""
-    return min(sorted(sizes), key=lambda scale: abs(math.log(sizes[scale] / wanted)))
+def nearest(sizes: Mapping[float, int], wanted: int, *, whole: int) -> float:
+    """Return the scale whose parameters come nearest to a size, in the logarithm; of equal ones the smallest.
+
+    Parameters
+    ----------
+    whole
+        Parameters of the model: at the largest scales a small one loses none, and that is no slice.
+    """
+    smaller = sorted(scale for scale, size in sizes.items() if size < whole)
+    return min(smaller, key=lambda scale: abs(math.log(sizes[scale] / wanted)))
