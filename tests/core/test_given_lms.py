@@ -165,7 +165,7 @@ def test_students_that_cannot_begin_as_slices(asked: Asked, good: Path, tmp_path
     assert "no slice of the teacher of 3.11M comes near" in far[0].rule
     fast = faults_of(given(asked, [good], {"begin": "slimmed"}, training={"length": 32, "learning_rate": 0.4}))
     assert {one.field for one in fast} == {"training.learning_rate"}
-    assert "a slice of width" in fast[0].rule
+    assert any("a slice of width" in one.rule for one in fast)
 
 
 def test_everything_that_is_wrong_is_said_together(asked: Asked, good: Path, tmp_path: Path) -> None:
