@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from capgap_core import models, plan, slimming, tables
+from capgap_core.axes import kept_at as kept_with_width, order as units_by_score
 from capgap_core.shapes import AXES, Axis, Shape
 
 Slopes = dict[tuple[int, Axis], Tensor]
@@ -61,6 +62,8 @@ def write(
 
     Parameters
     ----------
+    scores
+        Of heads and neurons, and of hidden, too, where the plans are to take width away (``capgap_core/axes.py``).
     words
         The folder with the tokenizer of the model.
 
@@ -69,11 +72,12 @@ def write(
         For the summary: the scale that each plan achieves, and the sizes of the model.
     """
     shape = adapter.shape_of(model.config)
-    order: dict[Axis, np.ndarray] = {axis: plan.ranking(scores[axis]) for axis in AXES}
+    order: dict[Axis, np.ndarray] = {axis: plan.ranking(scores[axis]) for axis in scores}
     model = models.moved(model, "cpu")
-    slimming.reorder(adapter, model, shape, {(i, axis): order[axis][i] for axis in AXES for i in range(shape.layers)})
+    slimming.reorder(adapter, model, shape, units_by_score(scores))
     models.save(model, words, out_dir / "model")
-    plans = {scale: plan.kept_at(scale, scores, shape) for scale in scales}
+    kept_at = kept_with_width if "hidden" in scores else plan.kept_at
+    plans = {scale: kept_at(scale, scores, shape) for scale in scales}
     tables.write(out_dir / "plan.parquet", "plan", plan.rows_of(plans, shape))
     tables.write(out_dir / "importance.parquet", "importance", rows(scores, order))
     achieved = {str(scale): plan.achieved_scale(adapter, shape, kept) for scale, kept in plans.items()}
@@ -89,7 +93,7 @@ def rows(scores: Mapping[Axis, np.ndarray], order: Mapping[Axis, np.ndarray]) ->
         Axis → ``(layers, units)``: the units of each layer, in descending score.
     """
     found: list[dict[str, object]] = []
-    for axis in AXES:
+    for axis in order:
         for layer in range(len(order[axis])):
             for rank, unit in enumerate(order[axis][layer]):
                 value = float(scores[axis][layer, unit])

@@ -51,8 +51,8 @@ def inspect(teacher: str, mode: Mode, corpus: Corpus | None, *, cache: str | Non
     InputFaults
         With every fault found.
     """
-    folder = _folder(teacher, cache)
-    config = _config(teacher, folder)
+    folder = folder_of(teacher, cache)
+    config = config_of(teacher, folder)
     faults = []
     form = FORMS.get(str(config.get("model_type")))
     if form is None:
@@ -71,8 +71,8 @@ def inspect(teacher: str, mode: Mode, corpus: Corpus | None, *, cache: str | Non
         )
     if faults or form is None or weights is None:
         raise InputFaults(faults)
-    sizes, faults = _sizes(teacher, config, form)
-    shapes = _shapes(teacher, weights, form.prefix)
+    sizes, faults = sizes_of(teacher, config, form)
+    shapes = shapes_of(teacher, weights, form.prefix)
     faults += _fitting(teacher, form, sizes, shapes, folder, corpus) if not faults else []
     head = shapes.get(form.head)
     if mode == "accept" and head is None:
@@ -96,15 +96,16 @@ def inspect(teacher: str, mode: Mode, corpus: Corpus | None, *, cache: str | Non
     )
 
 
-def _folder(teacher: str, cache: str | None) -> Path:
+def folder_of(
+    teacher: str, cache: str | None, *, remedy: str = "Give scratch, a folder, or a name on the hub."
+) -> Path:
+    """Return the folder that is meant, or into which a name on the hub is fetched; raises ``InputFaults``."""
     path = Path(os.path.expanduser(teacher))
     if os.path.isdir(path):  # "no", where pathlib raises, for a name that is too long or holds NUL
         return path.absolute()
     looks_local = teacher.startswith((".", "/", "~")) or teacher.count("/") > 1 or "\0" in teacher
     if looks_local:
-        raise InputFaults(
-            [fault("teacher", teacher, "there is no such folder", "Give scratch, a folder, or a name on the hub.")]
-        )
+        raise InputFaults([fault("teacher", teacher, "there is no such folder", remedy)])
     return _fetched(teacher, cache)
 
 
@@ -127,7 +128,8 @@ def _fetched(teacher: str, cache: str | None) -> Path:
     return Path(found)
 
 
-def _config(teacher: str, folder: Path) -> dict[str, Any]:
+def config_of(teacher: str, folder: Path) -> dict[str, Any]:
+    """Return what the config.json in a folder says; raises ``InputFaults``."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf8"))
     except FileNotFoundError as error:
@@ -145,7 +147,7 @@ def _config(teacher: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sizes(teacher: str, config: Mapping[str, Any], form: Form) -> tuple[dict[str, Any], list[Fault]]:
+def sizes_of(teacher: str, config: Mapping[str, Any], form: Form) -> tuple[dict[str, Any], list[Fault]]:
     """Return the sizes that a config states, the usual ones for those it leaves out, and a fault for each wrong one."""
     names = {name: form.names.get(name, name) for name in form.sizes}
     sizes = {name: config.get(names[name], size) for name, size in form.sizes.items()}
@@ -165,7 +167,7 @@ def _positions(sizes: Mapping[str, Any], config: Mapping[str, Any]) -> int:
     return min(sizes["max_position_embeddings"], window or sizes["max_position_embeddings"])
 
 
-def _shapes(teacher: str, weights: Path, prefix: str) -> Tensors:
+def shapes_of(teacher: str, weights: Path, prefix: str) -> Tensors:
     """Return the shape of every tensor of a checkpoint, by its name without the prefix."""
     try:
         if weights.suffix == ".safetensors":

@@ -90,7 +90,7 @@ def _no_control(p: Law, wrong: set[str]) -> list[Fault]:
 
 def _too_fast(asked: float, ladder: Ladder) -> list[Fault]:
     narrow = min((sizes_for(size) for size in (*ladder.teachers, *ladder.students)), key=lambda shape: shape.hidden)
-    rate = rate_of(asked, narrow)
+    rate = rate_of(asked, narrow.hidden)
     if rate <= 1.0:
         return []
     rule = f"a model of width {narrow.hidden} would learn at {rate:g}, and more than 1 cannot be asked for"

@@ -6,10 +6,10 @@ nearest to it among those with heads of 16, a feed-forward width of 8/3 of the h
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,20 +31,31 @@ FEWEST_TOKENS, MOST_EPOCHS = 10.0, 4.0
 
 
 Size = Annotated[float, Field(gt=0, le=1e12)]
-Amounts = Annotated[tuple[Size, ...], Field(min_length=1, max_length=64)]
+MOST = 64
+Amounts = Annotated[tuple[Size, ...], Field(min_length=1, max_length=MOST)]
+Begin = Literal["scratch", "slimmed"]
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class Ladder(Recipe):
     """Sizes, tokens and seeds of a grid; sizes are parameters outside the embeddings."""
 
-    teachers: Amounts = Field(
-        default=(5.6e4, 9.8e4, 2e5, 3.3e5), description="Sizes of the teachers that are trained here."
+    teachers: tuple[Size, ...] = Field(
+        default=(5.6e4, 9.8e4, 2e5, 3.3e5), max_length=MOST, description="Sizes of the teachers that are trained here."
     )
+    given: tuple[Name, ...] = Field(
+        default=(), max_length=MOST,
+        description="Teachers that are there: folders of causal language models, or hub names; beside the others.",
+    )  # fmt: skip
     students: Amounts = Field(default=(2.5e4, 5.6e4, 9.8e4), description="Sizes of the students.")
     teacher_tokens: float = Field(
         default=10.0, gt=0, le=1e6, description="Tokens that a teacher sees for each of its parameters."
     )
     budgets: Amounts = Field(default=(10.0,), description="Tokens that a student sees for each of its parameters.")
+    begin: Begin = Field(
+        default="scratch",
+        description="How students of a teacher begin: from scratch, or slimmed from it to about their size.",
+    )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         default=(1, 2), min_length=1, max_length=64,
         description="Draw first weights and the order of the text; teachers have the first.",
@@ -55,9 +66,16 @@ class Ladder(Recipe):
     def _one(cls, given: object) -> object:
         return (given,) if isinstance(given, int | float) else given
 
+    @field_validator("given", mode="before")
+    @classmethod
+    def _one_name(cls, given: object) -> object:
+        return (given,) if isinstance(given, str) else given
+
     @model_validator(mode="after")
     def _distinct(self) -> "Ladder":
-        for name in ("teachers", "students", "budgets", "seeds"):
+        if not self.teachers and not self.given:
+            raise ValueError("there is no teacher: give sizes of teachers, or some that are there (given)")
+        for name in ("teachers", "given", "students", "budgets", "seeds"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"each of {name} may stand there once")
         for name in ("teachers", "students"):
@@ -73,14 +91,16 @@ class Cell:
 
     student: Sizes
     tokens: int
-    teacher: Sizes | None
-    """Null for a student that learns from the text alone."""
+    teacher: int | None
+    """Its parameters outside the embeddings; null for a student that learns from the text alone."""
     seed: int
+    begin: Begin = "scratch"
+    """``slimmed``: as the slice of its teacher that comes nearest to the student's size."""
 
     @property
     def role(self) -> str:
         """Return the name of the cell."""
-        whose = "alone" if self.teacher is None else f"of {short(self.teacher.parameters())}"
+        whose = "alone" if self.teacher is None else f"of {short(self.teacher)}"
         return f"{short(self.student.parameters())} {whose} on {short(self.tokens)} seed {self.seed}"
 
 
@@ -107,28 +127,40 @@ def _distance(sizes: Sizes, parameters: float) -> float:
     return abs(math.log(sizes.parameters() / parameters)) + 0.15 * abs(aspect)
 
 
-def rate(peak: float, model: Sizes) -> float:
-    """Return the learning rate of a model of these sizes, where one of width ``BASE`` learns at ``peak``."""
-    return peak * BASE / model.hidden
+def rate(peak: float, width: int) -> float:
+    """Return the learning rate of a model of this width, where one of width ``BASE`` learns at ``peak``."""
+    return peak * BASE / width
 
 
 def teachers(ladder: Ladder) -> list[tuple[Sizes, int]]:
-    """Return each teacher with its tokens, from small to large."""
+    """Return each teacher that is trained here with its tokens, from small to large."""
     shapes = sorted((sizes_for(size) for size in ladder.teachers), key=Sizes.parameters)
     return [(shape, round(ladder.teacher_tokens * shape.parameters())) for shape in shapes]
 
 
-def cells(ladder: Ladder) -> list[Cell]:
-    """Return every student of the grid: each alone, then of each teacher; seed by seed, so that a part is a grid."""
+def cells(ladder: Ladder, given: Sequence[int] = ()) -> list[Cell]:
+    """Return every student of the grid: each alone, then of each teacher; seed by seed, so that a part is a grid.
+
+    A student that begins slimmed is smaller than its teacher: there is no cell of any other.
+
+    Parameters
+    ----------
+    given
+        Parameters outside the embeddings of the teachers that are given.
+    """
     students = sorted((sizes_for(size) for size in ladder.students), key=Sizes.parameters)
-    whose = [None, *(shape for shape, _ in teachers(ladder))]
+    theirs = sorted([*given, *(shape.parameters() for shape, _ in teachers(ladder))])
     return [
-        Cell(student=student, tokens=round(budget * student.parameters()), teacher=teacher, seed=seed)
+        Cell(
+            student=student, tokens=round(budget * student.parameters()), teacher=teacher, seed=seed,
+            begin="scratch" if teacher is None else ladder.begin,
+        )
         for seed in ladder.seeds
         for student in students
         for budget in sorted(ladder.budgets)
-        for teacher in whose
-    ]
+        for teacher in (None, *theirs)
+        if teacher is None or ladder.begin == "scratch" or teacher > student.parameters()
+    ]  # fmt: skip
 
 
 def data_limited(tokens_per_parameter: float, epochs: float) -> bool:

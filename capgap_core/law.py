@@ -1,16 +1,17 @@
-"""The law of a capacity gap: teachers and students of a ladder, each trained once, and what their losses say."""
+"""The law of a capacity gap: teachers and students of a ladder, each made once, and what their losses say."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from capgap_core import ladder as ladders
+from capgap_core import ladder as ladders, lm_slices
+from capgap_core.given_lms import SCRATCH, GivenLm
 from capgap_core.given_text import VOCABULARY
 from capgap_core.ladder import Cell, Ladder
-from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
+from capgap_core.lm_recipes import ALONE, LmObjective
 from capgap_core.markdown import short
 from capgap_core.method import Caller, command_of, within_memory
 from capgap_core.outcome import Outcome
@@ -18,9 +19,12 @@ from capgap_core.outcome_law import measured_on, outcome_of
 from capgap_core.preflight import CheckedLaw
 from capgap_core.recipes import Execution
 from capgap_core.recipes_law import LmTraining
-from capgap_core.records import Input, Reference
-from capgap_core.stages import law as law_stage, pretrain, text as text_stage
+from capgap_core.records import Input, ModelInput, Reference
+from capgap_core.stages import given_lm, law as law_stage, lm_importance, pretrain, text as text_stage
 from capgap_core.training import Training
+
+SCORED = 512
+"""Rows of the training part on which the units of a teacher are scored, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,8 @@ class Grid:
 
     text: text_stage.Recipe
     ladder: Ladder
+    given: tuple[GivenLm, ...] = ()
+    """The teachers that the ladder names."""
     training: LmTraining
     objective: LmObjective
     execution: Execution
@@ -68,40 +74,86 @@ def grid_of(checked: CheckedLaw) -> Grid:
         source=source,
     )  # fmt: skip
     return Grid(
-        text=recipe, ladder=p.ladder, training=p.training, objective=p.objective, execution=p.run,
+        text=recipe, ladder=p.ladder, given=checked.given, training=p.training, objective=p.objective, execution=p.run,
         dataset=text.name, command=command_of(checked.flow, p),
     )  # fmt: skip
 
 
 def fill(grid: Grid, call: Caller) -> Reference:
-    """Train every teacher and every student of the grid, and fit the laws; return the stage ``law``."""
+    """Make every teacher and every student of the grid, and fit the laws; return the stage ``law``."""
     text = call("text", grid.text, {}, role="", execution=grid.execution)
-    teachers: dict[Sizes, Reference] = {}
+    teachers = {
+        size: call(stage, recipe, {"text": text}, role=f"teacher {short(size)}", execution=grid.execution)
+        for size, (stage, recipe) in _teachers(grid, text).items()
+    }
+    scored: dict[int, Reference] = {}
+    if grid.ladder.begin == "slimmed":
+        scored = {
+            size: call("lm_importance", _scoring(grid, size), {"text": text, "teacher": made},
+                       role=f"teacher {short(size)}", execution=grid.execution)
+            for size, made in teachers.items()
+        }  # fmt: skip
+    cells = _cells(grid)
+    asks = [_ask(grid, text, cell, teachers.get(cell.teacher or 0), scored.get(cell.teacher or 0)) for cell in cells]
+    made = [
+        call("pretrain", recipe, inputs, role=cell.role, execution=grid.execution)
+        for cell, (recipe, inputs) in zip(cells, asks, strict=True)
+    ]
+    inputs: dict[str, Input] = {f"teacher_{i}": one for i, one in enumerate(teachers.values())}
+    inputs |= {f"cell_{i}": one for i, one in enumerate(made)}
+    recipe = _law(grid, cells, _control(grid, text), measured_on(made[0]))
+    inputs |= {"text": text} if recipe.control else {}
+    return call("law", recipe, inputs, role="", execution=grid.execution)
+
+
+def _cells(grid: Grid) -> list[Cell]:
+    return ladders.cells(grid.ladder, [one.parameters for one in grid.given])
+
+
+def _teachers(grid: Grid, text: Reference) -> dict[int, tuple[str, BaseModel]]:
+    """Return parameters outside the embeddings → the stage that gives this teacher and its recipe, in their order."""
+    found: dict[int, tuple[str, BaseModel]] = {}
     for shape, tokens in ladders.teachers(grid.ladder):
         one = Cell(student=shape, tokens=tokens, teacher=None, seed=grid.ladder.seeds[0])
-        teachers[shape] = _made(grid, text, call, one, f"teacher {short(shape.parameters())}")
-    cells = ladders.cells(grid.ladder)
-    made = [_made(grid, text, call, cell, cell.role, cell.teacher and teachers[cell.teacher]) for cell in cells]
-    recipe = law_stage.Recipe(
-        teachers=tuple(
-            law_stage.Teacher(parameters=shape.parameters(), tokens=tokens)
-            for shape, tokens in ladders.teachers(grid.ladder)
-        ),
+        found[shape.parameters()] = ("pretrain", _ask(grid, text, one)[0])
+    for one in grid.given:
+        recipe = given_lm.Recipe(
+            family=one.family, content=one.content, length=grid.training.length,
+            held_out_rows=grid.training.held_out_rows, source=str(one.folder),
+        )  # fmt: skip
+        found[one.parameters] = ("given_lm", recipe)
+    return dict(sorted(found.items()))
+
+
+def _scoring(grid: Grid, teacher: int) -> lm_importance.Recipe:
+    """Return how the units of a teacher are scored: whatever students begin as slices of it."""
+    return lm_importance.Recipe(
+        family=_family(grid, teacher), scales=lm_slices.SCALES, length=grid.training.length, rows=SCORED,
+        axes=lm_slices.SLICED,
+    )  # fmt: skip
+
+
+def _family(grid: Grid, teacher: int | None) -> str:
+    """Return the family of a teacher by its size."""
+    return next((one.family for one in grid.given if one.parameters == teacher), SCRATCH)
+
+
+def _law(grid: Grid, cells: Sequence[Cell], control: law_stage.Control | None, measured: int) -> law_stage.Recipe:
+    """Return what the inputs of the stage ``law`` are."""
+    theirs = {shape.parameters(): tokens for shape, tokens in ladders.teachers(grid.ladder)}
+    known: dict[int, int | None] = {**theirs, **dict.fromkeys(one.parameters for one in grid.given)}
+    return law_stage.Recipe(
+        teachers=tuple(law_stage.Teacher(parameters=size, tokens=known[size]) for size in sorted(known)),
         cells=tuple(
             law_stage.Cell(
-                student=cell.student.parameters(), tokens=cell.tokens, seed=cell.seed,
-                teacher=None if cell.teacher is None else cell.teacher.parameters(),
+                student=cell.student.parameters(), tokens=cell.tokens, seed=cell.seed, teacher=cell.teacher,
+                begin=cell.begin,
             )
             for cell in cells
         ),
-        teacher_tokens=grid.ladder.teacher_tokens,
-        control=_control(grid, text),
-        said=law_stage.Said(dataset=grid.dataset, command=grid.command, measured=measured_on(made[0])),
+        teacher_tokens=None if grid.given else grid.ladder.teacher_tokens, control=control,
+        said=law_stage.Said(dataset=grid.dataset, command=grid.command, measured=measured),
     )  # fmt: skip
-    inputs: dict[str, Input] = {f"teacher_{i}": made for i, made in enumerate(teachers.values())}
-    inputs |= {f"cell_{i}": one for i, one in enumerate(made)}
-    inputs |= {"text": text} if recipe.control else {}
-    return call("law", recipe, inputs, role="", execution=grid.execution)
 
 
 def _control(grid: Grid, text: Reference) -> law_stage.Control | None:
@@ -111,27 +163,47 @@ def _control(grid: Grid, text: Reference) -> law_stage.Control | None:
     return law_stage.Control(length=grid.training.length, rows=grid.training.held_out_rows)
 
 
-def _made(
-    grid: Grid, text: Reference, call: Caller, cell: Cell, role: str, teacher: Reference | None = None
-) -> Reference:
-    """Return one model of the grid: with a teacher as its student, else from the text alone."""
+def _ask(
+    grid: Grid, text: Reference, cell: Cell, teacher: Reference | None = None, scored: Reference | None = None
+) -> tuple[pretrain.Recipe, dict[str, Input]]:
+    """Return the recipe of one model of the grid and its inputs: with a teacher as its student, else of the text alone.
+
+    Parameters
+    ----------
+    scored
+        The teacher reordered, with its plan, where the student begins as a slice of it.
+    """
     asked, seen = grid.training, rows_of(cell.tokens, grid.training.length, text)
+    start, width = None, cell.student.hidden
+    if scored is not None:
+        left = {float(scale): one for scale, one in scored.summary["slices"].items()}
+        sizes, whole = {s: one["parameters"] for s, one in left.items()}, cell.teacher or 0
+        scale = lm_slices.nearest(sizes, cell.student.parameters(), whole=whole)
+        start, width = ModelInput(reference=scored, scale=scale), left[scale]["hidden"]
     recipe = pretrain.Recipe(
-        scratch=cell.student, length=asked.length, rows=seen, objective=grid.objective if teacher else ALONE,
-        training=resolved(asked, cell, seen), seed=cell.seed, keep=asked.keep if teacher else None,
-        held_out_rows=asked.held_out_rows,
-        source=pretrain.Kept(rows=most_rows(grid, text) if teacher else 0),
+        scratch=None if start else cell.student, length=asked.length, rows=seen,
+        objective=grid.objective if teacher else ALONE, training=resolved(asked, cell, seen, width=width),
+        seed=cell.seed, keep=asked.keep if teacher else None, held_out_rows=asked.held_out_rows,
+        source=pretrain.Kept(rows=most_rows(grid, text) if teacher else 0), family=_family(grid, cell.teacher),
     )  # fmt: skip
-    inputs = {"text": text, **({"teacher": teacher} if teacher else {})}
-    return call("pretrain", recipe, inputs, role=role, execution=grid.execution)
+    inputs: dict[str, Input] = {"text": text}
+    inputs |= {"teacher": teacher} if teacher else {}
+    inputs |= {"start": start} if start else {}
+    return recipe, inputs
 
 
-def resolved(asked: LmTraining, cell: Cell, rows: int) -> Training:
-    """Return how a model is trained on its tokens, which may be more than so many rows hold."""
+def resolved(asked: LmTraining, cell: Cell, rows: int, *, width: int | None = None) -> Training:
+    """Return how a model is trained on its tokens, which may be more than so many rows hold.
+
+    Parameters
+    ----------
+    width
+        Of the model; null: of one from scratch.
+    """
     per_epoch = -(-rows // asked.batch_size)
     return Training(
         steps=max(1, round(cell.tokens / (asked.length * asked.batch_size))),
-        learning_rate=ladders.rate(asked.learning_rate, cell.student),
+        learning_rate=ladders.rate(asked.learning_rate, width or cell.student.hidden),
         batch_size=asked.batch_size, room=None, per_epoch=per_epoch, micro_batch=asked.batch_size,
         weight_decay=asked.weight_decay, warmup=asked.warmup, clip=asked.clip, dtype=asked.dtype, seed=cell.seed,
     )  # fmt: skip
@@ -144,5 +216,5 @@ def rows_of(tokens: int, length: int, text: Reference) -> int:
 
 def most_rows(grid: Grid, text: Reference) -> int:
     """Return the rows that the student with most of them sees."""
-    most = max(cell.tokens for cell in ladders.cells(grid.ladder))
+    most = max(cell.tokens for cell in _cells(grid))
     return rows_of(most, grid.training.length, text)

@@ -14,9 +14,12 @@ from capgap_core.laws.optimum import Optimum
 
 
 def grid_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Cells, Alone]:
-    """Return the students of teachers, and every model without a teacher, that are not limited by their data."""
+    """Return the students of teachers, and every model without a teacher, that are not limited by their data.
+
+    A teacher that is given, whose tokens nobody knows, is none of the second: its students know its loss.
+    """
     taught = [row for row in rows if row["role"] == "student" and row["teacher"] and not row["data_limited"]]
-    free = [row for row in rows if not row["teacher"] and not row["data_limited"]]
+    free = [row for row in rows if not row["teacher"] and not row["data_limited"] and row["tokens"] is not None]
 
     def column(name: str, of: Sequence[Mapping[str, Any]]) -> Any:
         return np.array([row[name] for row in of], dtype=np.float64)

@@ -37,12 +37,7 @@ def scratch(sizes: Sizes, *, vocabulary: int, context: int, end: int, seed: int)
     end
         The id of the token that ends a document.
     """
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=sizes.hidden, intermediate_size=sizes.neurons,
-        num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
-        max_position_embeddings=context, tie_word_embeddings=True, bos_token_id=end, eos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(_config(sizes, vocabulary, context, end))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         nn.init.normal_(model.model.embed_tokens.weight, std=sizes.hidden**-0.5, generator=draw)
@@ -52,11 +47,35 @@ def scratch(sizes: Sizes, *, vocabulary: int, context: int, end: int, seed: int)
     return model
 
 
-def parameters(model: nn.Module) -> tuple[int, int]:
+def bare(sizes: Sizes) -> PreTrainedModel:
+    """Return such a model without weights, on the device ``meta``, with a vocabulary of one token."""
+    with torch.device("meta"):
+        return LlamaForCausalLM(_config(sizes, 1, 1, 0))
+
+
+def _config(sizes: Sizes, vocabulary: int, context: int, end: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=sizes.hidden, intermediate_size=sizes.neurons,
+        num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
+        max_position_embeddings=context, tie_word_embeddings=True, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+
+
+def parameters(model: PreTrainedModel) -> tuple[int, int]:
     """Return all parameters of a model, and those outside its embeddings and output matrix."""
-    named = list(model.named_parameters())
-    every = sum(p.numel() for _, p in named)
-    return every, sum(p.numel() for name, p in named if "embed_tokens" not in name and "lm_head" not in name)
+    return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in inside(model).values())
+
+
+def inside(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters outside embeddings, those of positions among them, and the output matrix, by name."""
+    output = model.get_output_embeddings()
+    apart = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) or module is output
+        for parameter in module.parameters()
+    }
+    return {name: p for name, p in model.named_parameters() if id(p) not in apart}
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from capgap_core import lm_model, lm_tokens, models, tables
@@ -69,7 +68,7 @@ def measured(
     return found
 
 
-def stated(model: nn.Module, found: Sequence[Measured]) -> dict[str, float | int]:
+def stated(model: PreTrainedModel, found: Sequence[Measured]) -> dict[str, float | int]:
     """Return the sizes of a model, and what it loses on all of each part, as a summary has them."""
     every, inside = lm_model.parameters(model)
     losses = {f"nats_{row.part}": row.held_out.nats for row in found if row.source is None}

@@ -62,7 +62,7 @@ def _curve(axes: Axes, fits: Fits, student: float, tokens: float, curve: Cells, 
     if own.any():
         axes.axhline(float(fits.alone.loss[own].mean()), color=GREY, lw=1, ls="--", label="alone")
     if isinstance(fits.apple, AppleFit):
-        along = np.geomspace(sizes[0], sizes[-1], 60)
+        along = fits.apple.sizes(sizes[0], sizes[-1], 60)
         axes.plot(along, fits.apple.curve(along, student, tokens), color=GREEN, lw=1, label="Apple's law")
     if one.found == "bracketed":
         held = one.interval()
@@ -155,7 +155,7 @@ def surface(fits: Fits) -> bytes | None:
     budgets = sorted({budget_of(s, d) for s, d, _ in fits.cells.curves()})[:MOST]
     drawn, panels = _panels(len(budgets), 2, 3.3)
     students = np.geomspace(fits.cells.student.min(), fits.cells.student.max(), 40)
-    sizes = np.geomspace(fits.cells.teacher.min(), fits.cells.teacher.max(), 40)
+    sizes = fits.apple.sizes(fits.cells.teacher.min(), fits.cells.teacher.max(), 40)
     for axes, budget in zip(panels, budgets, strict=True):
         table = np.stack([fits.apple.curve(sizes, float(s), budget * float(s)) for s in students], axis=1)
         beyond = np.maximum(table - table.min(axis=0), LEVELS[0])

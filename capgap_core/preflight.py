@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from capgap_core import given_text, parts
+from capgap_core import given_lms, given_text, parts
 from capgap_core.across import across, beside
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
+from capgap_core.given_lms import GivenLm
 from capgap_core.given_mixkd import Given, look
 from capgap_core.given_teacher import GivenTeacher, inspect
 from capgap_core.given_text import GivenText
@@ -40,6 +41,8 @@ class CheckedLaw:
     flow: str
     parameters: Law
     text: GivenText
+    given: tuple[GivenLm, ...] = ()
+    """The teachers that are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +87,21 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
         with within(Path(root)) if within and root else contextlib.nullcontext(), _cache(root) as cache:
             faults += unwritable + (_device(p.run) if not wrong & {"run", "run.device"} else [])
             if isinstance(p, Law):
-                return _law_looked_at(flow, p, wrong, faults, cache)
+                return _law_looked_at(flow, p, wrong, faults, root, cache)
             return _looked_at(flow, p, wrong, faults, root, cache)
 
 
-def _law_looked_at(flow: str, p: Law, wrong: set[str], faults: list[Fault], cache: Cache) -> CheckedLaw:
-    """Return what has been checked after a look at the text and its tokenizer."""
+def _law_looked_at(
+    flow: str, p: Law, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache
+) -> CheckedLaw:
+    """Return what has been checked after a look at the text, its tokenizer, and the teachers that are given."""
     text, found = given_text.look(p, wrong, cache=cache)
-    faults += found
+    given, more = given_lms.look(p, wrong, root=root)
+    faults += found + more
     if faults or text is None:
         raise InputFaults(faults)
     cache.keep()
-    return CheckedLaw(flow=flow, parameters=p, text=text)
+    return CheckedLaw(flow=flow, parameters=p, text=text, given=given)
 
 
 def _looked_at(flow: str, p: Any, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache) -> Checked:
@@ -288,11 +294,5 @@ def _device(run: Execution) -> list[Fault]:
     if number < count:
         return []
     rule = f"torch can use {count} CUDA devices of this machine"
-    return [
-        fault(
-            "run.device",
-            run.device,
-            rule,
-            f"Use auto, cpu or cuda:0 to cuda:{count - 1}." if count else "Use auto or cpu.",
-        )
-    ]
+    remedy = f"Use auto, cpu or cuda:0 to cuda:{count - 1}." if count else "Use auto or cpu."
+    return [fault("run.device", run.device, rule, remedy)]

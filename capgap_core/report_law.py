@@ -90,12 +90,41 @@ def verdicts(rows: Sequence[Row], summary: Row) -> list[str]:
         names = ", ".join(short(size) for size in sorted(limited))
         why = "under 10 tokens for each parameter, or over 4 epochs"
         said.append(f"Limited by data, and in no fit: teachers of {names} ({why}).")
+    said += _given(rows) + _slimmed(rows)
     said += [_power(power) for power in summary["powers"]]
     if not summary["powers"]:
         said.append("**No law of the best teacher can be estimated: no cell is in a fit.**")
     if summary["apple"] != "estimable":
         said.append(f"Apple's law: not estimable: {summary['apple']}.")
     return said + _source(summary)
+
+
+def _given(rows: Sequence[Row]) -> list[str]:
+    """Return what is said of teachers that are given."""
+    given = sorted(row["parameters"] for row in rows if row["role"] == "teacher" and row["tokens"] is None)
+    if not given:
+        return []
+    return [
+        f"Given, not trained here: teachers of {', '.join(map(short, given))}. On how much text is not known, so that "
+        "they may be limited by their data; they are in no fit of models alone, and Apple's law names one of the "
+        "measured teachers, by what each loses."
+    ]
+
+
+def _slimmed(rows: Sequence[Row]) -> list[str]:
+    """Return what is said of students that begin slimmed, and which were left out."""
+    cut = [row for row in rows if row.get("begin") == "slimmed"]
+    if not cut:
+        return []
+    ratios = [row["achieved_parameters"] / row["parameters"] for row in cut]
+    said = (
+        "Students of a teacher begin as slices of it (heads, neurons and width), those alone from scratch. A student "
+        f"is told by the size that was asked for; slices have {min(ratios):.2f} to {max(ratios):.2f} times as many."
+    )
+    sizes = sorted({row["parameters"] for row in rows if row["role"] == "student"})
+    theirs = sorted({row["parameters"] for row in rows if row["role"] == "teacher"})
+    left = [f"{short(size)} of {short(teacher)}" for size in sizes for teacher in theirs if teacher <= size]
+    return [f"{said} Not smaller than the teacher, and left out: {', '.join(left)}." if left else said]
 
 
 def _power(power: Row) -> str:
@@ -131,8 +160,7 @@ def teachers(rows: Sequence[Row], source: float | None = None) -> str:
     """Return the loss of each teacher, and how much text it has seen; how far it is above the text's own, if known."""
     held = [
         [
-            short(row["parameters"]), short(row["tokens"]), f"{row['tokens_per_parameter']:.1f}",
-            f"{row['epochs']:.2f}",
+            short(row["parameters"]), *_seen(row),
             f"{row['nats']:.4f} ± {row['stderr']:.4f}", "limited by data" if row["data_limited"] else "",
             *([] if source is None else [f"{row['nats'] - source:+.4f}"]),
         ]
@@ -140,6 +168,13 @@ def teachers(rows: Sequence[Row], source: float | None = None) -> str:
     ]  # fmt: skip
     above = [] if source is None else ["above the source"]
     return table(["teacher", "tokens", "a parameter", "epochs", "nats a token ± s.e.", "", *above], held)
+
+
+def _seen(row: Row) -> list[str]:
+    """Return how much text a teacher has seen, where that is known."""
+    if row["tokens"] is None:
+        return ["given: unknown", "–", "–"]
+    return [short(row["tokens"]), f"{row['tokens_per_parameter']:.1f}", f"{row['epochs']:.2f}"]
 
 
 def students(rows: Sequence[Row], optima: Sequence[Row]) -> str:

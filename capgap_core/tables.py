@@ -22,6 +22,7 @@ SCHEMAS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("role", _TEXT), ("parameters", _INT), ("tokens", _INT), ("teacher", _INT), ("seed", _INT), ("nats", _FLOAT),
         ("stderr", _FLOAT), ("bits_per_byte", _FLOAT), ("teacher_nats", _FLOAT), ("unique_tokens", _INT),
         ("epochs", _FLOAT), ("tokens_per_parameter", _FLOAT), ("data_limited", _BOOL), ("identity", _TEXT),
+        ("achieved_parameters", _INT), ("begin", _TEXT),
     ],
     "optima": [
         ("student", _FLOAT), ("tokens", _FLOAT), ("found", _TEXT), ("teacher", _FLOAT), ("low", _FLOAT),

@@ -25,7 +25,8 @@ class Grid:
     name: str
     fits: Fits
     throughput: float | None
-    """FLOPs a second of its largest teacher's training, 6 for each parameter and token; null where unknown."""
+    """FLOPs a second of the training of its largest teacher that was trained there, 6 for each parameter and token;
+    null where unknown."""
 
 
 def find(what: str, root: Path) -> Grid:
@@ -58,9 +59,11 @@ def find(what: str, root: Path) -> Grid:
     teachers = [row for row in rows if row["role"] == "teacher"]
     if not teachers:
         raise _fault(what, "holds no teacher")
-    tokens = float(np.median([row["tokens"] / row["parameters"] for row in teachers]))
+    known = [row for row in teachers if row["tokens"] is not None]
+    all_known = len(known) == len(teachers)
+    tokens = float(np.median([row["tokens"] / row["parameters"] for row in known])) if all_known else None
     return Grid(
-        name=what, fits=fits_of(cells, alone, teacher_tokens=tokens), throughput=_throughput(teachers, path.parent)
+        name=what, fits=fits_of(cells, alone, teacher_tokens=tokens), throughput=_throughput(known, path.parent)
     )
 
 
@@ -117,7 +120,9 @@ def _table(what: str, root: Path) -> Path:
 
 
 def _throughput(teachers: Sequence[Mapping[str, Any]], folder: Path) -> float | None:
-    """Return the FLOPs a second of the largest teacher's training, from its own row or from its record."""
+    """Return the FLOPs a second of the training of the largest teacher, from its own row or from its record."""
+    if not teachers:
+        return None
     largest = max(teachers, key=lambda row: row["parameters"])
     seconds = largest.get("seconds")
     if seconds is None and len(folder.parents) > 2:  # store/law/identity/code

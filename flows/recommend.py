@@ -41,11 +41,12 @@ def recommend(
         say(str(faults))
         return 2
     if grid is None:
-        answers = answers_for(s, d, teacher_tokens=m or TEACHER_TOKENS)
+        m = m or TEACHER_TOKENS
+        answers = answers_for(s, d, teacher_tokens=m)
     else:
         answers, m, f = own.recommend(grid.fits, s, d), grid.fits.teacher_tokens, f or grid.throughput
     if as_json:
-        given = {"student": s, "tokens": d, "teacher_tokens": m or TEACHER_TOKENS, "throughput": f, "from": asked.grid}
+        given = {"student": s, "tokens": d, "teacher_tokens": m, "throughput": f, "from": asked.grid}
         found = {"schema": "capgap.recommend/1", **given, "answers": [asdict(answer) for answer in answers]}
         print(json.dumps(found, allow_nan=False))
     else:

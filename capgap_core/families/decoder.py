@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from capgap_core.families import whole
@@ -89,14 +90,13 @@ class Classes:
 
     def load_language(self, folder: Path | str, *, stage: str) -> PreTrainedModel:
         """Load a language model that a user gave, stock or slimmed; it is there whole, or the named stage fails."""
-        given = _config_of(folder)["model_type"]
-        (name,) = (
-            name
-            for name, kind in self._narrow.items()
-            if name.endswith(LANGUAGE) and kind.__bases__[-1].config_class.model_type == given.removeprefix(SLIMMED)
-        )
-        kind = self._registered(name) if given.startswith(SLIMMED) else self._narrow[name].__bases__[-1]
-        return whole.load(kind, folder, lacking=(), stage=stage).eval()
+        return whole.load(self._language(folder), folder, lacking=(), stage=stage).eval()
+
+    def bare_language(self, folder: Path | str) -> PreTrainedModel:
+        """Return what ``load_language`` would, without weights: on the device ``meta``."""
+        kind: Any = self._language(folder)
+        with torch.device("meta"):
+            return kind(kind.config_class.from_pretrained(folder))
 
     def slimmed(self, model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
         """Return another with random weights that keeps what ``kept`` says, ready to be filled and saved."""
@@ -104,6 +104,16 @@ class Classes:
         stated = {k: v for k, v in model.config.to_dict().items() if k not in OF_THE_CLASS}
         kind: Any = narrow.config_class
         return narrow(kind(**stated | _left(model.config, kept), architectures=[narrow.__name__]))
+
+    def _language(self, folder: Path | str) -> type[PreTrainedModel]:
+        """Return the class of a language model in a folder, stock or slimmed."""
+        given = _config_of(folder)["model_type"]
+        (name,) = (
+            name
+            for name, kind in self._narrow.items()
+            if name.endswith(LANGUAGE) and kind.__bases__[-1].config_class.model_type == given.removeprefix(SLIMMED)
+        )
+        return self._registered(name) if given.startswith(SLIMMED) else self._narrow[name].__bases__[-1]
 
     def _registered(self, name: str) -> type[PreTrainedModel]:
         """Return the narrower form of a class of transformers, whose models are saved with their modelling file."""

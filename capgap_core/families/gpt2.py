@@ -26,7 +26,7 @@ CLASSES = decoder.Classes(capgap_gpt2.CapgapGPT2LMHeadModel, capgap_gpt2.CapgapG
 
 rows, INPUTS, CAUSAL, TYPES, HEAD = decoder.rows, decoder.INPUTS, decoder.CAUSAL, decoder.TYPES, decoder.HEAD
 head_flops, first_layers = decoder.head_flops, decoder.first_layers
-load_slimmed = CLASSES.load_slimmed
+load_slimmed, bare_language = CLASSES.load_slimmed, CLASSES.bare_language
 
 
 def shape_of(config: Any) -> Shape:
@@ -64,3 +64,8 @@ def load(folder: Path | str, **config: Any) -> PreTrainedModel:
 def load_given(folder: Path | str, *, new_head: bool, **config: Any) -> PreTrainedModel:
     """Load a checkpoint that a user gave as a classifier; only a head to be drawn anew may be missing in it."""
     return capgap_gpt2.following(CLASSES.load_given(folder, new_head=new_head, **config))
+
+
+def load_language(folder: Path | str, *, stage: str) -> PreTrainedModel:
+    """Load a language model that a user gave, stock or slimmed; it is there whole, or the named stage fails."""
+    return capgap_gpt2.following(CLASSES.load_language(folder, stage=stage))

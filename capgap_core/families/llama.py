@@ -31,6 +31,7 @@ CLASSES = decoder.Classes(
 rows, INPUTS, CAUSAL, TYPES, HEAD = decoder.rows, decoder.INPUTS, decoder.CAUSAL, decoder.TYPES, decoder.HEAD
 head_flops, first_layers = decoder.head_flops, decoder.first_layers
 load, load_given, load_language = CLASSES.load, CLASSES.load_given, CLASSES.load_language
+bare_language = CLASSES.bare_language
 slimmed, load_slimmed = CLASSES.slimmed, CLASSES.load_slimmed
 
 

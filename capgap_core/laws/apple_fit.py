@@ -61,8 +61,11 @@ class AppleFit:
     seed: int
     teachers: tuple[float, float]
     """The smallest and the largest, in parameters."""
-    teacher_tokens: float
-    """For each parameter of a teacher: the median of the grid's."""
+    teacher_tokens: float | None
+    """For each parameter of a teacher: the median of the grid's; null where those of some are not known."""
+    measured: tuple[Floats, Floats]
+    """Sizes of the grid's teachers, ascending, and what each of them loses. Where tokens of some are not known, no law
+    says what a teacher of another size would lose: the best teacher is one of these."""
 
     def loss(self, student: float, tokens: float, teacher_loss: float, level: float = 0.90) -> Interval:
         """Return the loss of a new student in nats, with an interval in which a measurement of it lies."""
@@ -86,8 +89,12 @@ class AppleFit:
         """Return the size of the best teacher, looked for up to ``REACH`` times beyond the measured ones.
 
         Where it lies at an end of that, it has no value; where too many bootstraps do, the interval has no such end.
+        Where tokens of teachers are not known, it is a measured one, and so are the ends of the interval.
         """
         best, *drawn = (self._best(s, d, student, tokens) for s, d in [(self.supervised, self.distilled), *self.drawn])
+        if self.teacher_tokens is None:
+            ends = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], method="inverted_cdf")
+            return Interval(value=best, low=float(ends[0]), high=float(ends[1]))
         low, high = self.teachers[0] / REACH, self.teachers[1] * REACH
         under, over = ((np.isclose(drawn, end)).mean() > 0.5 - level / 2 for end in (low, high))
         inside = not np.isclose(best, [low, high]).any()
@@ -104,19 +111,32 @@ class AppleFit:
         return self._best(self.supervised, self.distilled, student, tokens)
 
     def curve(self, teachers: Floats, student: float, tokens: float) -> Floats:
-        """Return the loss of a student over sizes of its teacher ``(k,)``."""
+        """Return the loss of a student over sizes of its teacher ``(k,)``, of which ``sizes`` are known."""
         return self._curve(self.supervised, self.distilled, teachers, student, tokens)
+
+    def sizes(self, low: float, high: float, count: int) -> Floats:
+        """Return sizes of teachers between two whose losses are known: so many, or those that were measured."""
+        if self.teacher_tokens is not None:
+            return np.geomspace(low, high, count)
+        held = self.measured[0]
+        return held[(held >= low) & (held <= high)]
+
+    def teacher_loss(self, teachers: Floats, supervised: Supervised | None = None) -> Floats:
+        """Return what teachers of these sizes lose: by a law of models alone (null: the grid's), or as measured."""
+        if self.teacher_tokens is not None:
+            return (supervised or self.supervised).loss(teachers, self.teacher_tokens * teachers)
+        sizes, losses = self.measured
+        return losses[np.searchsorted(sizes, teachers)]
 
     def _best(self, supervised: Supervised, distilled: Distilled, student: float, tokens: float) -> float:
         low, high = self.teachers
-        sizes = np.geomspace(low / REACH, high * REACH, 400)
+        sizes = self.sizes(low / REACH, high * REACH, 400)
         return float(sizes[self._curve(supervised, distilled, sizes, student, tokens).argmin()])
 
     def _curve(
         self, supervised: Supervised, distilled: Distilled, teachers: Floats, student: float, tokens: float
     ) -> Floats:
-        theirs = supervised.loss(teachers, self.teacher_tokens * teachers)
-        return distilled.loss(student, tokens, theirs, supervised)
+        return distilled.loss(student, tokens, self.teacher_loss(teachers, supervised), supervised)
 
 
 def fit_supervised(alone: Alone, *, delta: float = DELTA) -> Supervised:
@@ -146,7 +166,7 @@ def fit_distilled(cells: Cells, supervised: Supervised, *, delta: float = DELTA)
 
 
 def fit_apple(
-    cells: Cells, alone: Alone, *, teacher_tokens: float, delta: float = DELTA, bootstraps: int = BOOTSTRAPS,
+    cells: Cells, alone: Alone, *, teacher_tokens: float | None, delta: float = DELTA, bootstraps: int = BOOTSTRAPS,
     seed: int = 0,
 ) -> AppleFit | NotEstimable:  # fmt: skip
     """Return Apple's law of a grid, or why there is none.
@@ -156,7 +176,7 @@ def fit_apple(
     alone
         Teachers, and students that learned without one.
     teacher_tokens
-        Tokens for each parameter of a teacher.
+        Tokens for each parameter of a teacher; null where those of some are not known.
     """
     if lacking := _lacking(cells, alone):
         return NotEstimable(why=lacking)
@@ -178,9 +198,11 @@ def fit_apple(
         start = [distilled.vector()]
         d = Distilled.of(_minimised(log_distilled, _given(cells, s), moved[1], start, _bounds(Distilled), delta))
         drawn.append((s, d))
+    theirs, first = np.unique(cells.teacher, return_index=True)
     return AppleFit(
         supervised=supervised, distilled=distilled, drawn=drawn, error=errors[1], seed=seed,
         teachers=(float(cells.teacher.min()), float(cells.teacher.max())), teacher_tokens=teacher_tokens,
+        measured=(theirs, cells.teacher_loss[first]),
     )  # fmt: skip
 
 

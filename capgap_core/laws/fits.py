@@ -20,16 +20,17 @@ class Fits:
     powers: Mapping[float, Power | NotEstimable]
     """Tokens for each parameter of a student → the law of students on so many."""
     apple: AppleFit | NotEstimable
-    teacher_tokens: float
+    teacher_tokens: float | None
+    """For each parameter of a teacher; null where those of some are not known."""
 
 
-def fits_of(cells: Cells, alone: Alone, *, teacher_tokens: float, bootstraps: int = BOOTSTRAPS) -> Fits:
+def fits_of(cells: Cells, alone: Alone, *, teacher_tokens: float | None, bootstraps: int = BOOTSTRAPS) -> Fits:
     """Fit every law.
 
     Parameters
     ----------
     teacher_tokens
-        Tokens for each parameter of a teacher.
+        Tokens for each parameter of a teacher; null where those of some are not known.
     bootstraps
         Of Apple's law.
     """

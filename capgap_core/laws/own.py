@@ -72,8 +72,10 @@ def _by_apple(fits: Fits, student: float, tokens: float, beyond: str) -> Answer:
     held = apple.teacher(student, tokens, LEVEL)
     if beyond or not np.isfinite(held.value):
         return _answer(fits, held, tokens, student, beyond, said)
-    theirs = float(apple.supervised.loss(held.value, fits.teacher_tokens * held.value)[0])
+    theirs = float(apple.teacher_loss(np.array([held.value]))[0])
     loss, alone = apple.loss(student, tokens, theirs, LEVEL), apple.alone(student, tokens, LEVEL)
+    if fits.teacher_tokens is None:
+        said = partial(said, whose="this grid: one of its teachers, by what it loses")
     more = partial(
         said, loss=loss.value, loss_low=loss.low, loss_high=loss.high, alone=alone.value, alone_low=alone.low,
         alone_high=alone.high,
@@ -91,9 +93,10 @@ def _answer(fits: Fits, held: Interval, tokens: float, student: float, beyond: s
     teacher = float(held.value)
     if Range(low=float(fits.cells.teacher.min()), high=float(fits.cells.teacher.max())).beyond(teacher):
         return said(teacher=None, low=low, high=high, says="beyond 3 times the measured teachers: no point")
+    spent = None if fits.teacher_tokens is None else 6.0 * fits.teacher_tokens * teacher**2
     return said(
         teacher=teacher, low=low, high=high, says="with a 90% interval",
-        flops=training_flops(student, tokens, teacher), teacher_flops=6.0 * fits.teacher_tokens * teacher**2,
+        flops=training_flops(student, tokens, teacher), teacher_flops=spent,
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ class Answer:
     flops: float | None = None
     """Of the student's training with that teacher's answers, the teacher being there."""
     teacher_flops: float | None = None
-    """Of training that teacher, too."""
+    """Of training that teacher, too; null where nobody knows on how many tokens teachers were trained."""
 
 
 def recommend(student: float, tokens: float, *, teacher_tokens: float = TEACHER_TOKENS) -> Sequence[Answer]:

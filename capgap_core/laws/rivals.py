@@ -71,7 +71,7 @@ class _Fitted:
     losses: Callable[[Cells], Floats]
 
 
-def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Iterator[Judged]:
+def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float | None) -> Iterator[Judged]:
     """Yield what every law says of every student, each fitted without any cell of a student of that size.
 
     Parameters
@@ -80,7 +80,7 @@ def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Iterator[J
         Models without a teacher; those of a left-out student's size are left out, too, but for teachers, whose losses
         are known before any student is trained.
     teacher_tokens
-        Tokens for each parameter of a teacher.
+        Tokens for each parameter of a teacher; null where those of some are not known.
     """
     for size in np.unique(cells.student):
         its_own = (alone.parameters == size) & ~alone.teaches
@@ -90,7 +90,7 @@ def left_out(cells: Cells, alone: Alone, *, teacher_tokens: float) -> Iterator[J
         )
 
 
-def _judged(seen: Cells, alone: Alone, unseen: Cells, *, teacher_tokens: float) -> Iterator[Judged]:
+def _judged(seen: Cells, alone: Alone, unseen: Cells, *, teacher_tokens: float | None) -> Iterator[Judged]:
     noise = noise_of(unseen if not len(seen) else seen)
     curves = {(student, tokens): curve for student, tokens, curve in unseen.curves()}
     for name, student, tokens, fitted in _each(seen, alone, list(curves), teacher_tokens):
@@ -162,7 +162,7 @@ def named(
 
 
 def _each(
-    seen: Cells, alone: Alone, students: Sequence[tuple[float, float]], teacher_tokens: float
+    seen: Cells, alone: Alone, students: Sequence[tuple[float, float]], teacher_tokens: float | None
 ) -> Iterator[tuple[Name, float, float, _Fitted | NotEstimable]]:
     """Yield every law for every student, each law fitted once."""
     held: dict[tuple[Name, float | None], _Fitted | NotEstimable] = {}
@@ -200,7 +200,9 @@ def _regret_error(noise: Noise, taken: int, best: int, *, same: bool) -> float:
     return 0.0 if same else float(np.sqrt(noise.variance * (1 / taken + 1 / best)))
 
 
-def _fitted(name: Name, seen: Cells, alone: Alone, teacher_tokens: float, budget: float) -> _Fitted | NotEstimable:
+def _fitted(
+    name: Name, seen: Cells, alone: Alone, teacher_tokens: float | None, budget: float
+) -> _Fitted | NotEstimable:
     if not len(seen):
         return NotEstimable(why="there is no student of another size")
     if name == "apple":

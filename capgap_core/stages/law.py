@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from capgap_core import hmm, report_law, tables
-from capgap_core.ladder import MOST_EPOCHS, data_limited
+from capgap_core.ladder import MOST_EPOCHS, Begin, data_limited
 from capgap_core.law_findings import grid_of, interval_of, null, optimum_row, summary_of
 from capgap_core.laws.apple_fit import AppleFit
 from capgap_core.laws.fits import Fits, fits_of
@@ -28,7 +28,8 @@ class Teacher(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parameters: int
-    tokens: int
+    tokens: int | None
+    """Null for one that is given: nobody here knows."""
 
 
 class Cell(BaseModel):
@@ -40,6 +41,7 @@ class Cell(BaseModel):
     tokens: int
     teacher: int | None
     seed: int
+    begin: Begin = "scratch"
 
 
 class Control(BaseModel):
@@ -71,7 +73,8 @@ class Recipe(BaseModel):
 
     teachers: tuple[Teacher, ...]
     cells: tuple[Cell, ...]
-    teacher_tokens: float
+    teacher_tokens: float | None
+    """For each parameter of a teacher; null where those of some are not known."""
     control: Control | None = None
     """Null where the text's own loss is not known."""
     said: Said
@@ -118,19 +121,23 @@ def _figures(fits: Fits) -> dict[str, bytes]:
 def _rows(recipe: Recipe, inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
     """Return a row for each teacher and each student."""
     theirs = {
-        t.parameters: {**_facts(inputs[f"teacher_{i}"]), "tokens": t.tokens} for i, t in enumerate(recipe.teachers)
+        t.parameters: {**_facts(inputs[f"teacher_{i}"]), "parameters": t.parameters, "tokens": t.tokens}
+        for i, t in enumerate(recipe.teachers)
     }
     rows: list[dict[str, Any]] = [
-        {"role": "teacher", "teacher": None, "teacher_nats": None, "seed": None, **facts} for facts in theirs.values()
-    ]
+        {"role": "teacher", "teacher": None, "teacher_nats": None, "seed": None,
+         "begin": "given" if facts["tokens"] is None else "scratch", **facts}
+        for facts in theirs.values()
+    ]  # fmt: skip
     for i, cell in enumerate(recipe.cells):
         own = _facts(inputs[f"cell_{i}"])
         whose = theirs.get(cell.teacher or 0)
         limited = own["epochs"] > MOST_EPOCHS or bool(whose and whose["data_limited"])
         rows.append(
             {
-                **own, "role": "student", "tokens": cell.tokens, "teacher": cell.teacher, "seed": cell.seed,
-                "teacher_nats": whose and whose["nats"], "data_limited": limited,
+                **own, "role": "student", "parameters": cell.student, "tokens": cell.tokens, "teacher": cell.teacher,
+                "seed": cell.seed, "begin": cell.begin, "teacher_nats": whose and whose["nats"],
+                "data_limited": limited,
             }
         )  # fmt: skip
     order = ("teacher", "student")
@@ -144,10 +151,10 @@ def _facts(item: Input) -> dict[str, Any]:
     held = item.summary
     (lost,) = [r for r in tables.read(item.table("held_out")) if r["part"] == PART and r["source"] is None]
     return {
-        "parameters": held["non_embedding"], "tokens": held["tokens"], "unique_tokens": held["unique_tokens"],
-        "epochs": held["epochs"], "tokens_per_parameter": held["tokens_per_parameter"], "nats": lost["nats"],
-        "stderr": lost["stderr"], "bits_per_byte": lost["bits_per_byte"], "identity": item.identity,
-        "data_limited": data_limited(held["tokens_per_parameter"], held["epochs"]),
+        "achieved_parameters": held["non_embedding"], "unique_tokens": held["unique_tokens"], "epochs": held["epochs"],
+        "tokens_per_parameter": held["tokens_per_parameter"], "nats": lost["nats"], "stderr": lost["stderr"],
+        "bits_per_byte": lost["bits_per_byte"], "identity": item.identity,
+        "data_limited": held["tokens"] is not None and data_limited(held["tokens_per_parameter"], held["epochs"]),
     }  # fmt: skip
 
 

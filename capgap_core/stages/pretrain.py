@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
-from torch import nn
 from transformers import PreTrainedModel
 
 from capgap_core import checkpoints, lm_losses, lm_model, lm_parts, models, steps
@@ -89,7 +88,9 @@ def _start(recipe: Recipe, inputs: Mapping[str, Input], text: Reference) -> PreT
     )
 
 
-def _summary(model: nn.Module, unique: int, tokens: int, found: list[lm_parts.Measured]) -> dict[str, float | int]:
+def _summary(
+    model: PreTrainedModel, unique: int, tokens: int, found: list[lm_parts.Measured]
+) -> dict[str, float | int]:
     """Return sizes, tokens, and the loss on all of the valid and the test part."""
     facts = lm_parts.stated(model, found)
     return {

@@ -7,6 +7,7 @@ from typing import Any
 import builders
 import pytest
 import torch
+from decoders import FAMILIES
 from lms import BYTES, LENGTH, folder_of, given, learned
 from safetensors.torch import load_file, save_file
 from texts import text_of, write_text
@@ -32,18 +33,23 @@ def measured(model: PreTrainedModel, text: Reference, part: str) -> float:
     return held_out(model, rows, sources, None, device=torch.device("cpu"))[ALL].nats
 
 
-@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("llama", False), ("mistral", False), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("kind", "tied"),
+    [("llama", True), ("llama", False), ("mistral", False), ("qwen3", True), ("gpt_neox", False), ("gpt2", True)],
+)
 def test_a_given_model_is_measured_and_kept_as_it_is(kind: str, tied: bool, text: Reference, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "own", kind, tie_word_embeddings=tied)
-    made = given(tmp_path, text, folder)
-    own, kept = llama.load(folder), models.load(llama, made)
+    family = FAMILIES.get(kind, llama)
+    made = given(tmp_path, text, folder, family=family.__name__.rpartition(".")[2])
+    own, kept = family.load(folder), models.load(family, made)
     assert type(kept) is type(own)
     assert all(torch.equal(tensor, kept.state_dict()[name]) for name, tensor in own.state_dict().items())
     facts = made.summary
     assert facts["nats_test"] == pytest.approx(measured(own, text, "test"), abs=1e-6)
     assert facts["nats_valid"] == pytest.approx(measured(own, text, "valid"), abs=1e-6)
     assert {row["source"] for row in tables.read(made.table("held_out"))} == {None, "day", "night"}
-    assert facts["non_embedding"] == facts["parameters"] - (1 if tied else 2) * BYTES * 32
+    positions = 128 if kind == "gpt2" else 0
+    assert facts["non_embedding"] == facts["parameters"] - ((1 if tied else 2) * BYTES + positions) * 32
     assert (facts["tokens"], facts["epochs"]) == (None, None)
     assert models.load_tokenizer(made.folder / "model").eos_token == lm_tokens.END
 
@@ -67,7 +73,7 @@ def test_every_way_in_which_a_model_does_not_go_with_the_text_is_said(text: Refe
     folder = folder_of(tmp_path / "small", vocabulary=256)
     assert faults_of(tmp_path, text, folder, length=129) == [
         "model: its embeddings have 256 entries, and the text has ids up to 256",
-        "length: rows have so many tokens, and the model has 128 positions",
+        "length: rows have so many tokens, and the model small has 128 positions",
     ]
     assert given(tmp_path, text, folder_of(tmp_path / "fits"), length=128).summary["nats_test"] > 0
 
@@ -76,7 +82,7 @@ def test_a_model_with_another_tokenizer_is_refused(text: Reference, tmp_path: Pa
     folder = folder_of(tmp_path / "own")
     builders.decoder_tokenizer().save_pretrained(folder)
     assert faults_of(tmp_path, text, folder) == [
-        "model: its tokenizer has other pieces than the one that the text was read with"
+        "model: its tokenizer has other pieces than the one that the text is read with"
     ]
     lm_tokens.byte_tokenizer().save_pretrained(folder)
     assert given(tmp_path, text, folder).summary["nats_test"] > 0

@@ -38,7 +38,7 @@ def test_what_is_right_passes_and_leaves_no_stage(asked: Asked) -> None:
 
 
 WRONG: list[tuple[Asked, str, str, str]] = [
-    ({"ladder": {"teachers": []}}, "ladder.teachers", "at least 1", "teachers"),
+    ({"ladder": {"teachers": []}}, "ladder", "there is no teacher", "ladder.given"),
     ({"ladder": {"teachers": [5e4, 5.01e4]}}, "ladder", "come to the same shape", "ladder.teachers"),
     ({"ladder": {"students": [10]}}, "ladder", "no shape has about 10", "ladder.students"),
     ({"ladder": {"students": ["many"]}}, "ladder.students.0", "valid number", "students"),

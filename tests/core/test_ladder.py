@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from capgap_core import ladder, lm_model
 from capgap_core.ladder import Ladder, sizes_for
-from capgap_core.lm_recipes import Sizes
 
 
 @example(5e5)
@@ -61,7 +60,7 @@ def test_a_size_more_adds_only_its_own_cells() -> None:
     ("asked", "said"),
     [
         ({"students": (3e4, 3e4)}, "may stand there once"), ({"students": (3e4, 3.01e4)}, "come to the same shape"),
-        ({"teachers": ()}, "at least 1 item"), ({"students": (10.0,)}, "no shape has about 10"),
+        ({"teachers": ()}, "there is no teacher"), ({"students": (10.0,)}, "no shape has about 10"),
         ({"budgets": (float("nan"),)}, "finite"), ({"budgets": (-5.0,)}, "greater than 0"),
         ({"teachers": (0.0,)}, "greater than 0"), ({"seeds": (1, 1)}, "may stand there once"),
     ],
@@ -79,5 +78,4 @@ def test_teachers_that_are_limited_by_their_data_are_told() -> None:
 
 
 def test_wider_models_learn_at_a_lower_rate() -> None:
-    shapes = [Sizes(layers=1, hidden=hidden, heads=2, kv_heads=2, neurons=32) for hidden in (32, 64, 128)]
-    assert [ladder.rate(1e-2, shape) for shape in shapes] == [2e-2, 1e-2, 5e-3]
+    assert [ladder.rate(1e-2, width) for width in (32, 64, 128)] == [2e-2, 1e-2, 5e-3]

@@ -1,5 +1,7 @@
 """Apple's law: the published values, its gradients, and fits that find what grids were made from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -100,7 +102,7 @@ def test_a_best_teacher_beyond_what_is_looked_at_has_no_value() -> None:
     fit = apple_fit.AppleFit(
         supervised=PUBLISHED_SUPERVISED, distilled=PUBLISHED_DISTILLED,
         drawn=[(PUBLISHED_SUPERVISED, PUBLISHED_DISTILLED)] * 20, error=0.005, seed=0, teachers=(198e6, 1e9),
-        teacher_tokens=20.0,
+        teacher_tokens=20.0, measured=(np.array([198e6, 1e9]), np.array([2.4, 2.2])),
     )  # fmt: skip
     found = fit.teacher(2e9, 512e9)
     assert np.isnan(found.value)
@@ -115,3 +117,27 @@ def test_a_grid_that_holds_no_law_says_what_it_lacks() -> None:
     assert isinstance(found, NotEstimable)
     for said in ("1 of 3 sizes of student", "1 of 2 token budgets", "2 of 4 teachers", "2 cells for 9", "3 models"):
         assert said in found.why
+
+
+def test_where_tokens_of_teachers_are_not_known_one_that_was_measured_is_named() -> None:
+    """By what each of them loses: a teacher that lies off the law of models alone is judged by its own loss."""
+    cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(1))
+    known = apple_fit.fit_apple(cells, alone, teacher_tokens=simulate.M, bootstraps=10)
+    sizes = np.unique(cells.teacher)
+    given = np.isin(cells.teacher, sizes[-2:])
+    better = dataclasses.replace(cells, teacher=np.where(given, 3 * cells.teacher, cells.teacher))
+    found = apple_fit.fit_apple(better, alone, teacher_tokens=None, bootstraps=10)
+    assert not isinstance(known, NotEstimable)
+    assert not isinstance(found, NotEstimable)
+    assert found.distilled == known.distilled, "sizes of teachers are in no formula"
+    measured = np.unique(better.teacher)
+    losses = np.array([better.teacher_loss[better.teacher == one][0] for one in measured])
+    for student, tokens in ((2e8, 128e9), (1e9, 512e9)):
+        curve = found.distilled.loss(student, tokens, losses, found.supervised)
+        best = found.teacher(student, tokens)
+        assert best.value == found.best(student, tokens) == measured[curve.argmin()]
+        assert {best.low, best.high} <= set(measured)
+        assert best.low <= best.value <= best.high
+        assert found.curve(measured, student, tokens) == pytest.approx(curve)
+    assert list(found.sizes(measured[1], measured[3], 50)) == list(measured[1:4]), "nothing is drawn between them"
+    assert len(known.sizes(sizes[0], sizes[-1], 50)) == 50

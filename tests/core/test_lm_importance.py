@@ -8,15 +8,17 @@ import builders
 import numpy as np
 import pytest
 import torch
+from decoders import FAMILIES
 from lms import BYTES, LENGTH, folder_of, given, learned, stage
 from texts import text_of, write_text
 from transformers import PreTrainedModel
 
-from capgap_core import lm_parts, models, plan, slimming, tables
+from capgap_core import lm_parts, lm_slices, models, plan, slimming, tables
 from capgap_core.errors import StageFailed
 from capgap_core.families import llama
 from capgap_core.lm_batches import LmRows
 from capgap_core.lm_recipes import LmObjective, Sizes
+from capgap_core.lm_slices import SCALES, SLICED
 from capgap_core.progress import Silent
 from capgap_core.records import ModelInput, Reference
 from capgap_core.shapes import AXES
@@ -115,3 +117,49 @@ def test_a_slice_learns_from_the_whole_model_and_teaches(text: Reference, tmp_pa
     assert best < other.summary["nats_test"], "the slice is a worse teacher than nothing"
     whole = learned(tmp_path, text, {"start": made, "teacher": teacher}, steps=30, objective=LmObjective())
     assert whole.identity != student.identity
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox", "gpt2"])
+def test_slices_over_width_too_have_the_sizes_that_are_told(kind: str, text: Reference, tmp_path: Path) -> None:
+    """The model is loaded and counted; before its units are scored about as many are foreseen."""
+    family = FAMILIES.get(kind, llama)
+    name = family.__name__.rpartition(".")[2]
+    teacher = given(tmp_path, text, folder_of(tmp_path / "own", kind), family=name)
+    recipe = lm_importance.Recipe(family=name, scales=SCALES, length=LENGTH, rows=8, axes=SLICED)
+    made = stage(tmp_path, "lm_importance", recipe, text=text, teacher=teacher)
+    told, whole = made.summary["slices"], models.load(family, made)
+    foreseen = lm_slices.foreseen(family, family.bare_language(teacher.folder / "model"))
+    for scale in (SCALES[0], SCALES[20], SCALES[60]):
+        small: Any = models.load(family, ModelInput(reference=made, scale=scale))
+        tables_ = [m for m in small.modules() if isinstance(m, torch.nn.Embedding)] + [small.get_output_embeddings()]
+        apart = {id(m.weight): m.weight.numel() for m in tables_}
+        assert told[str(scale)]["parameters"] == small.num_parameters() - sum(apart.values())
+        assert told[str(scale)]["hidden"] == small.config.kept_hidden <= whole.config.hidden_size
+        assert foreseen[scale].hidden == told[str(scale)]["hidden"]
+        assert foreseen[scale].parameters == pytest.approx(told[str(scale)]["parameters"], rel=0.25)
+    size = teacher.summary["non_embedding"]
+    sizes = {s: one["parameters"] for s, one in told.items()}
+    assert size == sizes[str(SCALES[0])], "so small a model loses nothing there: it is no slice"
+    found = lm_slices.nearest({float(s): n for s, n in sizes.items()}, size, whole=size)
+    assert sizes[str(found)] == max(n for n in sizes.values() if n < size)
+
+
+def test_the_width_is_scored_by_what_is_added_to_the_stream(text: Reference) -> None:
+    """A gate g on all that is written to the stream has dL/dg_u = Σ W_u dL/dW_u over its writers and embeddings."""
+    model: Any = builders.decoder(language=True, vocabulary=BYTES)
+    rows = lm_parts.rows(text, "train", LENGTH)
+    model_again = copy.deepcopy(model)
+    found = lm_importance.importance(llama, model_again, rows, most=5, device=CPU, progress=Silent(), axes=("hidden",))
+    expected = []
+    for batch in rows.spread(1, most=5):
+        model.zero_grad()
+        logits = model(**batch.inputs, use_cache=False).logits[0]
+        torch.nn.functional.cross_entropy(logits[batch.keep], batch.targets[batch.keep]).backward()
+        table = model.model.embed_tokens.weight
+        slope = (table * table.grad).sum(dim=0)
+        for layer in model.model.layers:
+            for dense in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                slope = slope + (dense.weight * dense.weight.grad).sum(dim=1)
+        expected.append(slope.detach().abs())
+    assert found["hidden"].shape == (1, 32)
+    assert np.allclose(found["hidden"][0], torch.stack(expected).mean(dim=0).numpy(), rtol=1e-3, atol=1e-6)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -56,8 +57,10 @@ def test_packed_documents_lose_what_each_loses_alone() -> None:
     assert summed(model, whole).item() == pytest.approx(alone, rel=1e-5)
 
 
-def test_no_token_reaches_another_document() -> None:
-    model, texts = model_of(), documents(7, 8)
+@pytest.mark.parametrize("kind", ["scratch", "gpt_neox", "gpt2"])
+def test_no_token_reaches_another_document(kind: str) -> None:
+    model = model_of() if kind == "scratch" else builders.decoder(kind, language=True, vocabulary=END + 1)
+    texts = documents(7, 8)
     other = [np.append((texts[0][:-1] + 1) % END, END), texts[1]]
     found = [lm_model.said(model, rows_of(held, 14).batch([0]), dtype="float32").hidden for held in (texts, other)]
     assert (found[0][:7] - found[1][:7]).abs().max() > 1e-3

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import lms
 import pytest
 from texts import write_text
 
@@ -104,10 +105,14 @@ def test_another_flow_is_told_of_too_with_each_share_of_its_rows(tmp_path: Path)
     assert sum(e.steps for e in told.estimates) == ran["steps_trained"]
 
 
-def test_a_law_is_told_of_model_by_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begin", ["scratch", "slimmed"])
+def test_a_law_is_told_of_model_by_model(begin: str, tmp_path: Path) -> None:
+    others = {"given": [str(lms.folder_of(tmp_path / "own", "gpt2"))], "begin": begin} if begin == "slimmed" else {}
     given = {
         "dataset": str(write_text(tmp_path, documents=400)),
-        "ladder": {"teachers": [3e3, 6e3], "students": [3e3], "teacher_tokens": 2, "budgets": [3], "seeds": [1, 2]},
+        "ladder": {
+            "teachers": [3e3, 1.2e4], "students": [3e3], "teacher_tokens": 2, "budgets": [3], "seeds": [1, 2], **others
+        },
         "training": {"length": 16, "batch_size": 16, "held_out_rows": 20},
         "run": {"root": str(tmp_path / "art"), "threads": 1},
     }  # fmt: skip

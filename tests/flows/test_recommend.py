@@ -159,6 +159,29 @@ def test_apples_law_of_a_grid_says_losses_and_up_to_where_a_teacher_helps(
     assert apple["break_even"] is None or apple["break_even"] > 0
 
 
+def test_a_grid_with_a_teacher_that_was_given_names_a_measured_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = grids.fits_of
+    monkeypatch.setattr(grids, "fits_of", lambda *given, **more: real(*given, **more, bootstraps=10))
+    path = published(tmp_path, *simulate.apple_grid(simulate.SMALL, np.random.default_rng(1)))
+    frame = pd.read_parquet(path)
+    theirs = frame[frame["role"] == "teacher"]["parameters"]
+    given = (frame["role"] == "teacher") & (frame["parameters"] == theirs.max())
+    frame.loc[given, ["tokens", "seconds"]] = None
+    frame.to_parquet(path)
+    held = asked_of(path, capsys, "300M", "256B")
+    apple = held["answers"]["distillation scaling law"]
+    assert held["teacher_tokens"] is None
+    assert {apple["teacher"], apple["low"], apple["high"]} <= set(theirs)
+    assert "one of its teachers, by what it loses" in apple["whose"]
+    assert apple["flops"] is not None
+    assert apple["teacher_flops"] is None
+    second = sorted(set(theirs))[-2]
+    assert held["throughput"] == pytest.approx(6 * second * 1e6), "of the largest that was trained there"
+    assert cli.main(["recommend", "--student", "300M", "--tokens", "256B", "--from", str(path)]) == 0
+
+
 def test_a_grid_that_says_nothing_names_no_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(1))
     two = cells.where(np.isin(cells.teacher, np.unique(cells.teacher)[:2]) & (cells.seed == cells.seed[0]))
