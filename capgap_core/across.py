@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from capgap_core import given_text
+from capgap_core import given_runs, given_text
 from capgap_core.errors import Fault, fault
 from capgap_core.given_teacher import GivenTeacher
 from capgap_core.recipes import Minidisc
@@ -13,7 +13,7 @@ from capgap_core.recipes_mixkd import ALONE, ARMS, UNLABELLED, Mixkd
 def across(p: Any, wrong: set[str]) -> list[Fault]:
     """Return the faults between the parameters of a flow that are not wrong already."""
     if isinstance(p, Law):
-        return given_text.across(p, wrong)
+        return given_runs.across(p, wrong) if p.references else given_text.across(p, wrong)
     own = {Minidisc: _minidisc, Mixkd: _mixkd}[type(p)]
     return [*own(p, wrong), *_mixtures(p, wrong), *_heads(p, wrong)]
 

@@ -129,7 +129,7 @@ def figure_of(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
 def _candidates(
     axes: Axes, candidates: Sequence[Candidate], places: Mapping[float, int], key: str, unit: float, best: str
 ) -> None:
-    """Draw one quantity of the candidates as a line, that of the best t with a ring, the target as a mark of its own."""
+    """Draw one quantity of the candidates as a line, the best by t with a ring, the target as a mark of its own."""
     regular = [c for c in candidates if not c["target"]]
     regular.sort(key=lambda c: places[c["scale"]])
     spread = [0.0 if c["stderr"] is None else c["stderr"] / unit for c in regular]

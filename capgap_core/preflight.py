@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from capgap_core import given_text, parts
+from capgap_core import given_text, parts, runs_alike
 from capgap_core.across import across, beside
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
@@ -60,7 +60,7 @@ Within = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 
 def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: Within | None = None) -> Any:
-    """Return the checked parameters of a flow: ``Checked``, and of ``law`` ``CheckedLaw``.
+    """Return the checked parameters of a flow: ``Checked``, and of ``law`` ``CheckedLaw`` or ``CheckedRuns``.
 
     Parameters
     ----------
@@ -88,8 +88,10 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
             return _looked_at(flow, p, wrong, faults, root, cache)
 
 
-def _law_looked_at(flow: str, p: Law, wrong: set[str], faults: list[Fault], cache: Cache) -> CheckedLaw:
-    """Return what has been checked after a look at the text and its tokenizer."""
+def _law_looked_at(flow: str, p: Law, wrong: set[str], faults: list[Fault], cache: Cache) -> Any:
+    """Return what has been checked after a look at the runs that are given, else at the text and its tokenizer."""
+    if p.references or "references" in wrong:
+        return runs_alike.checked(flow, p, wrong, faults)
     text, found = given_text.look(p, wrong, cache=cache)
     faults += found
     if faults or text is None:
