@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from capgap_core import given_text
+from capgap_core import given_runs, given_text
 from capgap_core.errors import Fault, fault
 from capgap_core.given_teacher import GivenTeacher
 from capgap_core.recipes import Minidisc
@@ -13,7 +13,7 @@ from capgap_core.recipes_mixkd import ALONE, ARMS, UNLABELLED, Mixkd
 def across(p: Any, wrong: set[str]) -> list[Fault]:
     """Return the faults between the parameters of a flow that are not wrong already."""
     if isinstance(p, Law):
-        return given_text.across(p, wrong)
+        return given_runs.across(p, wrong) if p.references else given_text.across(p, wrong)
     own = {Minidisc: _minidisc, Mixkd: _mixkd}[type(p)]
     return [*own(p, wrong), *_mixtures(p, wrong), *_heads(p, wrong)]
 
@@ -36,11 +36,15 @@ def beside(p: Any, teacher: GivenTeacher) -> list[Fault]:
 def _minidisc(p: Minidisc, wrong: set[str]) -> list[Fault]:
     if wrong & {"student", "student.scale", "sandwich", "sandwich.grid"}:
         return []
-    scale, grid = p.student.scale, p.sandwich.grid
-    if any(candidate > scale for candidate in grid):
+    scale, grid, asked = p.student.scale, p.sandwich.grid, p.tradeoff.assistant
+    candidates = [candidate for candidate in grid if candidate > scale]
+    if not candidates:
+        remedy = "Add a scale between student.scale and 1, or lower student.scale."
+        return [fault("sandwich.grid", list(grid), f"no scale above the target {scale}", remedy)]
+    if asked is None or asked in candidates or wrong & {"tradeoff", "tradeoff.assistant"}:
         return []
-    remedy = "Add a scale between student.scale and 1, or lower student.scale."
-    return [fault("sandwich.grid", list(grid), f"no scale above the target {scale}", remedy)]
+    rule = f"the candidates above the target {scale} are {', '.join(f'{one:g}' for one in candidates)}"
+    return [fault("tradeoff.assistant", asked, rule, "Give one of them, or add it to sandwich.grid.")]
 
 
 def _mixkd(p: Mixkd, wrong: set[str]) -> list[Fault]:

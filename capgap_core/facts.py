@@ -92,6 +92,8 @@ class Facts(TypedDict):
     candidates: list[Candidate]
     """The candidates and the target's own row."""
     chosen: float
+    best: float | None
+    """The candidate of the best t, where ``chosen`` was asked for and not chosen; else null."""
     margin: float | None
     within_error: bool | None
     assistant_preferred: bool

@@ -23,6 +23,10 @@ OUTPUTS, BY = "targets", "by-"
 which needs torch."""
 
 
+ENDS = ("report", "ablation", "law", "assistants")
+"""The stages that end a chain, each with the report of its flow."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Waste:
     """A folder or file that nothing needs."""
@@ -132,7 +136,7 @@ def _makers(folder: Path) -> set[Address]:
 
 def _reached(store: Store) -> set[Address]:
     """Return every stage that a report rests on, the reports among them."""
-    waiting = [a for a in stores.addresses(store.root / "store") if a.stage == "report"]
+    waiting = [a for a in stores.addresses(store.root / "store") if a.stage in ENDS]
     reached: set[Address] = set()
     while waiting:
         address = waiting.pop()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from capgap_core import ladder as ladders, lm_slices
+from capgap_core import ladder as ladders, law_of_runs, lm_slices
 from capgap_core.given_lms import SCRATCH, GivenLm
+from capgap_core.given_runs import CheckedRuns
 from capgap_core.given_text import VOCABULARY
 from capgap_core.ladder import Cell, Ladder
 from capgap_core.lm_recipes import ALONE, LmObjective
@@ -44,8 +45,10 @@ class Grid:
     """Asks for the same grid."""
 
 
-def follow(checked: CheckedLaw, call: Caller) -> Outcome:
-    """Run the chain on checked parameters: train every model of the grid, and fit the laws."""
+def follow(checked: CheckedLaw | CheckedRuns, call: Caller) -> Outcome:
+    """Run the chain on checked parameters: train every model of the grid, and fit the laws; of runs, only fit."""
+    if isinstance(checked, CheckedRuns):
+        return law_of_runs.follow(checked, call)
     made: list[tuple[str, Reference]] = []
 
     def noted(

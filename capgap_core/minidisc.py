@@ -77,11 +77,12 @@ class MiniDisc(Method):
         )
 
     def tradeoff(self, data: Reference, candidates: Reference, importance: Reference) -> Reference:
-        """Choose the assistant."""
+        """Choose the assistant, or take the one that is asked for."""
         asked = self.p.tradeoff
         recipe = tradeoff_stage.Recipe(
             lam=asked.lam, metric_scale=asked.metric_scale, metric=data.summary["metric"], target=self.p.student.scale,
             achieved=importance.summary["achieved"], chance=data.summary["constant"]["selection"],
+            assistant=asked.assistant,
         )  # fmt: skip
         return self._stage("tradeoff", "assistant", recipe, candidates=candidates)
 

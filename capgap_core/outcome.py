@@ -44,6 +44,7 @@ def outcome_of(p: Minidisc, made: Sequence[tuple[str, Reference]]) -> Outcome:
             if not c["target"]
         ],
         "chosen_scale": choice["chosen_scale"],
+        "best_scale": choice.get("best_scale"),
         "margin": choice["margin"],
         "sizes": {role: dict(found.size(role)) for role in found.sources},
         "stages": stage_rows(made),

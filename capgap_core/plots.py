@@ -22,8 +22,9 @@ _POINTS = 300
 
 
 def tradeoff(
-    candidates: Sequence[Candidate], *, lam: float, metric: str, teacher: float | None = None, span: float = 1.0
-) -> bytes:
+    candidates: Sequence[Candidate], *, lam: float, metric: str, teacher: float | None = None, span: float = 1.0,
+    best: str = "chosen TA",
+) -> bytes:  # fmt: skip
     """Return m (left) and t (right) of each candidate and of the target, larger models left, as PNG.
 
     Parameters
@@ -34,18 +35,20 @@ def tradeoff(
         Its metric on the selection part, drawn as a line.
     span
         What the metric was divided by in t (teacher - chance where it is normalised), for the error bars of t.
+    best
+        The name of the candidate of the best t.
     """
     drawn, (left, right) = figure_of(1, 2)
     places = {c["scale"]: i for i, c in enumerate(sorted(candidates, key=lambda c: -c["scale"]))}
     for axes, key, unit in ((left, "metric", 1.0), (right, "tradeoff", span)):
-        _candidates(axes, candidates, places, key, unit)
+        _candidates(axes, candidates, places, key, unit, best)
         axes.set_xticks(list(places.values()), [f"{scale:g}" for scale in places])
         axes.set_xlabel("scale (kept share)", fontsize=9)
         axes.margins(x=0.1, y=0.18)
-    best = next(c for c in candidates if c["chosen"])
-    if best["stderr"] is not None:
-        floor = best["tradeoff"] - best["stderr"] / span
-        right.axhspan(floor, best["tradeoff"], color=ORANGE, alpha=0.18, lw=0, label="within 1 standard error of it")
+    first = next(c for c in candidates if c["chosen"])
+    if first["stderr"] is not None:
+        floor = first["tradeoff"] - first["stderr"] / span
+        right.axhspan(floor, first["tradeoff"], color=ORANGE, alpha=0.18, lw=0, label="within 1 standard error of it")
     if teacher is not None:
         left.axhline(teacher, color=GREY, lw=1, ls="--", label="teacher")
     left.set_title(f"m: {metric} on the selection part", fontsize=9)
@@ -124,9 +127,9 @@ def figure_of(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
 
 
 def _candidates(
-    axes: Axes, candidates: Sequence[Candidate], places: Mapping[float, int], key: str, unit: float
+    axes: Axes, candidates: Sequence[Candidate], places: Mapping[float, int], key: str, unit: float, best: str
 ) -> None:
-    """Draw one quantity of the candidates as a line, the chosen with a ring, the target as a mark of its own."""
+    """Draw one quantity of the candidates as a line, the best by t with a ring, the target as a mark of its own."""
     regular = [c for c in candidates if not c["target"]]
     regular.sort(key=lambda c: places[c["scale"]])
     spread = [0.0 if c["stderr"] is None else c["stderr"] / unit for c in regular]
@@ -141,7 +144,7 @@ def _candidates(
             error = None if c["stderr"] is None else c["stderr"] / unit
             axes.errorbar(place, value, yerr=error, fmt="X", color=RED, ms=8, capsize=3, label="target (never chosen)")
         if c["chosen"]:
-            axes.plot(place, value, "o", ms=13, mfc="none", mec=ORANGE, mew=2.2, ls="none", label="chosen TA")
+            axes.plot(place, value, "o", ms=13, mfc="none", mec=ORANGE, mew=2.2, ls="none", label=best)
 
 
 def _value(candidate: Candidate, key: str) -> float:

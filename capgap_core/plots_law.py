@@ -1,6 +1,7 @@
 """Draws what a grid says of teachers and students, as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +25,35 @@ MOST = 4
 MARKS = ("o", "s", "^", "D", "v")
 
 
-def losses(fits: Fits) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What stands beside the marks."""
+
+    loss: str = "nats for a token"
+    size: Callable[[float], str] = short
+    student: Callable[[float, float], str] = lambda student, tokens: f"{short(student)} on {short(tokens)}"
+    """Of a student's parameters and tokens."""
+    budget: Callable[[float], str] = "{:g} tokens a parameter".format
+    """Of tokens for each parameter of a student."""
+
+
+OF_MODELS = Words()
+"""Of language models, which sizes and tokens name."""
+
+
+def words_of_scales(metric: str, sizes: Mapping[float, float]) -> Words:
+    """Return the words of models that are slimmed, with scale → parameters, which all learn for as long."""
+    scales = {size: scale for scale, size in sizes.items()}
+
+    def named(size: float) -> str:
+        return f"{short(size)} ({scales[size]:g})"
+
+    return Words(
+        loss=f"1 - {metric}", size=named, student=lambda student, _: named(student), budget=lambda _: "all students"
+    )
+
+
+def losses(fits: Fits, words: Words = OF_MODELS) -> bytes:
     """Return the loss of each student over the size of its teacher, a panel for each student and budget, as PNG.
 
     Bars are two standard errors of a mean over seeds, after what a seed does to all teachers alike.
@@ -32,9 +61,12 @@ def losses(fits: Fits) -> bytes:
     curves = list(fits.cells.curves())
     whole, panels = _panels(len(curves), 5, 1.9)
     for axes, (student, tokens, curve), one in zip(panels, curves, fits.optima, strict=True):
-        _curve(axes, fits, student, tokens, curve, one)
+        _curve(axes, fits, curve, one, words)
+        axes.set_title(
+            words.student(student, tokens) + ("" if one.found == "bracketed" else f"\n{one.found}"), fontsize=7
+        )
     whole.supxlabel("parameters of the teacher", fontsize=9)
-    whole.supylabel("nats for a token", fontsize=9)
+    whole.supylabel(words.loss, fontsize=9)
     _legend(whole, panels)
     return png_of(whole)
 
@@ -54,8 +86,9 @@ def _panels(count: int, most: int, inches: float) -> tuple[Figure, list[Axes]]:
     return whole, panels[: max(1, count)]
 
 
-def _curve(axes: Axes, fits: Fits, student: float, tokens: float, curve: Cells, one: Optimum) -> None:
+def _curve(axes: Axes, fits: Fits, curve: Cells, one: Optimum, words: Words) -> None:
     sizes, means, counts = _means(curve)
+    student, tokens = one.student, one.tokens
     spread = 2 * np.sqrt(fits.noise.variance / counts)
     axes.errorbar(sizes, means, yerr=spread, fmt="o", color=BLUE, ms=4, lw=1.1, capsize=2, label="of a teacher")
     own = (fits.alone.parameters == student) & (fits.alone.tokens == tokens) & ~fits.alone.teaches
@@ -68,13 +101,11 @@ def _curve(axes: Axes, fits: Fits, student: float, tokens: float, curve: Cells, 
         held = one.interval()
         axes.axvline(held.value, color=ORANGE, lw=1.2, label="T*, 90% interval")
         axes.axvspan(held.low, held.high, color=ORANGE, alpha=0.18, lw=0)
-    _by_size(axes, x=sizes)
+    _by_size(axes, x=sizes, words=words)
     axes.tick_params(axis="y", labelsize=7)
-    said = "" if one.found == "bracketed" else f"\n{one.found}"
-    axes.set_title(f"{short(student)} on {short(tokens)}{said}", fontsize=7)
 
 
-def teachers(fits: Fits) -> bytes:
+def teachers(fits: Fits, words: Words = OF_MODELS) -> bytes:
     """Return the best teacher over the size of the student, with the laws, a panel for each budget, as PNG.
 
     A student without a bracketed optimum has a mark at the end that was best, or a cross where none was.
@@ -87,8 +118,8 @@ def teachers(fits: Fits) -> bytes:
         _best(axes, own, theirs)
         if own:
             _laws(axes, fits, own, budget)
-        _by_size(axes, x=np.array(sorted({one.student for one in own})), y=theirs)
-        axes.set_title(f"{budget:g} tokens a parameter", fontsize=9)
+        _by_size(axes, x=np.array(sorted({one.student for one in own})), y=theirs, words=words)
+        axes.set_title(words.budget(budget), fontsize=9)
         axes.set_xlabel("parameters of the student", fontsize=9)
         axes.grid(color="#dddddd", lw=0.6)
     panels[0].set_ylabel("parameters of its best teacher", fontsize=9)
@@ -171,14 +202,14 @@ def surface(fits: Fits) -> bytes | None:
     return png_of(drawn)
 
 
-def _by_size(axes: Axes, *, x: Floats | None = None, y: Floats | None = None) -> None:
+def _by_size(axes: Axes, *, x: Floats | None = None, y: Floats | None = None, words: Words = OF_MODELS) -> None:
     """Mark axes by these sizes, in their logarithm."""
     if x is not None:
         axes.set_xscale("log")
-        axes.set_xticks(x, [short(size) for size in x], fontsize=7, rotation=45)
+        axes.set_xticks(x, [words.size(size) for size in x], fontsize=7, rotation=45)
     if y is not None:
         axes.set_yscale("log")
-        axes.set_yticks(y, [short(size) for size in y], fontsize=7)
+        axes.set_yticks(y, [words.size(size) for size in y], fontsize=7)
     axes.minorticks_off()
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from capgap_core import given_lms, given_text, parts
+from capgap_core import given_lms, given_text, parts, runs_alike
 from capgap_core.across import across, beside
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
 from capgap_core.given_lms import GivenLm
 from capgap_core.given_mixkd import Given, look
+from capgap_core.given_runs import CheckedRuns
 from capgap_core.given_teacher import GivenTeacher, inspect
 from capgap_core.given_text import GivenText
 from capgap_core.loading import Cache
@@ -63,7 +64,7 @@ Within = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 
 def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: Within | None = None) -> Any:
-    """Return the checked parameters of a flow: ``Checked``, and of ``law`` ``CheckedLaw``.
+    """Return the checked parameters of a flow: ``Checked``, and of ``law`` ``CheckedLaw`` or ``CheckedRuns``.
 
     Parameters
     ----------
@@ -93,8 +94,10 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
 
 def _law_looked_at(
     flow: str, p: Law, wrong: set[str], faults: list[Fault], root: str | None, cache: Cache
-) -> CheckedLaw:
-    """Return what has been checked after a look at the text, its tokenizer, and the teachers that are given."""
+) -> CheckedLaw | CheckedRuns:
+    """Return what has been checked after a look at the runs that are given, else at the text and the teachers."""
+    if p.references or "references" in wrong:
+        return runs_alike.checked(flow, p, wrong, faults)
     text, found = given_text.look(p, wrong, cache=cache)
     given, more = given_lms.look(p, wrong, root=root)
     faults += found + more

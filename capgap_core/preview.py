@@ -27,7 +27,7 @@ ROWS = {"train": 3000, "calibration": 128, "selection": 256, "evaluation": 256}
 """Rows of each part that are looked at."""
 COUNTED = {"importance": "calibration", "candidates": "selection"}
 """Stage → the part whose rows it goes through once; an evaluation names its own."""
-DATA, REPORTS = ("data", "part"), ("report", "ablation", "law")
+DATA, REPORTS = ("data", "part"), ("report", "ablation", "law", "assistants")
 LABELLED = "pseudo_labels"
 """Gives rows that later stages take, as ``DATA`` do, and is made whole: a teacher's one look at each text."""
 STEPS = {"teacher": 18, "sandwich": 16, "distil": 40, "pretrain": 20}

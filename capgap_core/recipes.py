@@ -175,6 +175,9 @@ class TradeoffRecipe(Recipe):
         default="raw",
         description="raw: the metric itself, as in the paper; normalised: (m - chance)/(teacher - chance).",
     )
+    assistant: Scale | None = Field(
+        default=None, description="The candidate to take as the assistant, whatever its t; null: the one of the best t."
+    )
 
 
 class StudentRecipe(DistilRecipe):

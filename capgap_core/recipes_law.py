@@ -1,8 +1,8 @@
 """What a user may ask of ``law``. Imports no torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from capgap_core.ladder import Ladder
 from capgap_core.lm_recipes import LmObjective
@@ -53,6 +53,9 @@ class LmTraining(Recipe):
     )
 
 
+Reference = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 class Law(Recipe):
     """Everything that ``capgap/law`` takes."""
 
@@ -64,4 +67,14 @@ class Law(Recipe):
     ladder: Ladder = Ladder()
     training: LmTraining = LmTraining()
     objective: LmObjective = LmObjective()
+    references: tuple[Reference, ...] = Field(
+        default=(), max_length=10_000,
+        description="Finished runs of minidisc (ids or folders) whose students and assistants are the grid; then "
+        "nothing is trained.",
+    )  # fmt: skip
     run: Execution = Execution()
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _one(cls, given: object) -> object:
+        return (given,) if isinstance(given, str | int) else given

@@ -7,8 +7,9 @@ and images by data URI, and drops raw svg; an artifact should stay below 300 kB.
 import base64
 from collections.abc import Mapping
 
-from capgap_core.facts import Candidate, Data, Facts, Score
+from capgap_core.facts import Data, Facts
 from capgap_core.markdown import chart, count, signed, table, text
+from capgap_core.report_choice import choice, with_error
 
 LARGEST = 300_000
 """Bytes of a report; figures that do not fit stay beside it."""
@@ -58,7 +59,7 @@ def _compose(facts: Facts, images: Mapping[str, list[str]]) -> str:
         *_differences(facts),
         *images.get("results", []),
         "## The student\n\n" + _loading(facts),
-        "## Candidates\n\n" + _choice(facts),
+        "## Candidates\n\n" + choice(facts),
         *images.get("candidates", []),
         "## Sizes\n\n" + _sizes(facts),
         *_spent(facts),
@@ -108,7 +109,7 @@ def _headline(facts: Facts) -> str:
     student, teacher = scores["student"]["value"], scores["teacher"]["value"]
     share = f", {student / teacher:.1%} of the teacher's {teacher:.4f}" if teacher > 0 else ""
     line = (
-        f"Student at scale {facts['target']:g}: **{facts['metric']} {_with_error(scores['student'])}** on "
+        f"Student at scale {facts['target']:g}: **{facts['metric']} {with_error(scores['student'])}** on "
         f"{text(facts['dataset'])} ({text(facts['split'])}, {facts['n']:,} examples){share}; "
         f"a constant answer scores {facts['constant']:.4f}."
     )
@@ -150,7 +151,12 @@ def _warnings(facts: Facts) -> list[str]:
             'protocol="paper": the evaluation part was used for importance, for the choice and for this report, as in '
             "the released code. The numbers are optimistic."
         )
-    if not facts["assistant_preferred"]:
+    if facts["best"] is not None:
+        said.append(
+            f"the assistant, {facts['chosen']:g}, was asked for (`tradeoff.assistant`) and not chosen: by t it would "
+            f"be {facts['best']:g}."
+        )
+    elif not facts["assistant_preferred"]:
         said.append(
             f"at this λ no assistant is preferred: the target's own t is the highest. The run went on with the best "
             f"candidate, {facts['chosen']:g}."
@@ -171,7 +177,7 @@ def _results(facts: Facts) -> str:
         scale = {"teacher": 1.0, "assistant": facts["chosen"]}.get(role, facts["target"])
         rows.append(
             [
-                name, f"{scale:g}", _with_error(score), signed(score["value"] - facts["constant"]),
+                name, f"{scale:g}", with_error(score), signed(score["value"] - facts["constant"]),
                 count(size["parameters"]) if size else "–", count(facts["spent"].get(role)),
             ]
         )  # fmt: skip
@@ -202,34 +208,6 @@ def _loading(facts: Facts) -> str:
         "from transformers import AutoModelForSequenceClassification\n"
         f"model = AutoModelForSequenceClassification.from_pretrained({facts['student_path']!r}{remote})\n```"
     )
-
-
-def _choice(facts: Facts) -> str:
-    kind = "m" if facts["metric_scale"] == "raw" else "(m - chance)/(teacher - chance)"
-    rows = [
-        [
-            f"{c['scale']:g}" + (" (target)" if c["target"] else ""), f"{c['achieved']:.4f}",
-            _with_error({"value": c["metric"], "stderr": c["stderr"]}), f"{c['tradeoff']:.4f}",
-            "never chosen" if c["target"] else "**chosen**" if c["chosen"] else "", _wins(c),
-        ]
-        for c in sorted(facts["candidates"], key=lambda c: (c["target"], -c["scale"]))
-    ]  # fmt: skip
-    header = ["scale", "achieved", f"m ({facts['metric']}, selection)", "t", "", "chosen for λ"]
-    margin = "There was no second candidate." if facts["margin"] is None else f"Tie margin {facts['margin']:.4f}."
-    beyond = facts["target_from"]
-    target = (
-        "No λ puts the target's own t first." if beyond is None else f"Beyond λ = {beyond:.3g} the target's t is first."
-    )
-    return f"t = {kind} + λ(1 - achieved scale), λ = {facts['lam']:g}. {margin} {target}\n\n{table(header, rows)}"
-
-
-def _wins(candidate: Candidate) -> str:
-    if candidate["target"]:
-        return "–"
-    low, high = candidate["wins_from"], candidate["wins_to"]
-    if low is None:
-        return "never"
-    return f"{low:.3g} and more" if high is None else f"{low:.3g} to {high:.3g}"
 
 
 def _sizes(facts: Facts) -> str:
@@ -293,7 +271,3 @@ def _images(figures: Mapping[str, bytes], budget: int) -> dict[str, list[str]]:
         budget -= len(image)
         found.setdefault(section, []).append(image)
     return found
-
-
-def _with_error(score: Score) -> str:
-    return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")

@@ -203,7 +203,7 @@ def _best(found: Row | None) -> str:
     return f"{short(found['teacher'])} ({short(found['low'])} to {short(found['high'])})"
 
 
-def rivals_table(rivals: Sequence[Row]) -> str:
+def rivals_table(rivals: Sequence[Row], unit: str = "nats") -> str:
     """Return a row for each law: how many students it spoke of, its mean regret, and what it misses of losses."""
     lines = []
     for law in dict.fromkeys(row["law"] for row in rivals):
@@ -219,4 +219,4 @@ def rivals_table(rivals: Sequence[Row]) -> str:
             [law, f"{len(known)} of {len(own)}", f"{regret:.4f} ± {error}",
              f"{sum(row['loss_error'] for row in known) / len(known):.4f}"]
         )  # fmt: skip
-    return table(["law", "students", "mean regret, nats ± s.e.", "error of predicted losses, nats"], lines)
+    return table(["law", "students", f"mean regret, {unit} ± s.e.", f"error of predicted losses, {unit}"], lines)

@@ -32,6 +32,15 @@ SCHEMAS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("law", _TEXT), ("student", _FLOAT), ("tokens", _FLOAT), ("why_not", _TEXT), ("named", _FLOAT),
         ("taken", _FLOAT), ("regret", _FLOAT), ("regret_error", _FLOAT), ("loss_error", _FLOAT),
     ],
+    "assistant_cells": [
+        ("role", _TEXT), ("scale", _FLOAT), ("teacher_scale", _FLOAT), ("parameters", _INT), ("teacher", _INT),
+        ("seed", _INT), ("metric", _TEXT), ("value", _FLOAT), ("stderr", _FLOAT), ("n", _INT),
+        ("teacher_value", _FLOAT), ("identity", _TEXT),
+    ],
+    "assistant_optima": [
+        ("scale", _FLOAT), ("student", _FLOAT), ("found", _TEXT), ("teacher", _FLOAT), ("low", _FLOAT),
+        ("high", _FLOAT), ("teacher_scale", _FLOAT), ("loss", _FLOAT),
+    ],
     "importance": [("layer", _INT), ("axis", _TEXT), ("unit", _INT), ("score", _FLOAT), ("rank", _INT)],
     "plan": [("scale", _FLOAT), ("layer", _INT), ("axis", _TEXT), ("kept", _INT), ("of", _INT)],
     "steps": [

@@ -22,6 +22,7 @@ from flows.page import page
 from flows.places import rooted
 from flows.runs import RunFolder, siblings
 from tasks.ablation import ablation
+from tasks.assistants import assistants
 from tasks.candidates import candidates
 from tasks.data import data
 from tasks.distil import distil
@@ -67,6 +68,7 @@ STAGES: dict[str, StageTask] = {
     "pretrain": pretrain,
     "lm_evaluate": lm_evaluate,
     "law": law,
+    "assistants": assistants,
 }
 
 

@@ -49,6 +49,10 @@ def find(what: str, root: Path) -> Grid:
         whole = pq.read_table(path)
     except (OSError, ValueError, CapgapError) as error:
         raise _fault(what, f"cannot be read: {error}") from error
+    if (whole.schema.metadata or {}).get(b"schema", b"").startswith(b"capgap.assistant_cells/"):
+        rule = "is a law of assistants, whose students all take the same steps: it knows nothing of tokens"
+        told = f"Its report names the best assistant of each student: {path.with_name('report.md')}"
+        raise InputFaults([fault("--from", what, rule, told)])
     lacking = COLUMNS - set(whole.column_names)
     if lacking:
         raise _fault(what, f"{path.name} has no column {', '.join(sorted(lacking))}")

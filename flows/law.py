@@ -15,7 +15,10 @@ from flows.engine import described, plain, run_chain
 
 def _name() -> str:
     """Return a name that tells runs apart on the page of the flow."""
-    dataset = str(flow_run.get_parameters().get("dataset")).rstrip("/").rsplit("/", 1)[-1]
+    asked = flow_run.get_parameters()
+    if references := asked.get("references"):
+        return f"law-of-{1 if isinstance(references, str) else len(references)}-runs"
+    dataset = str(asked.get("dataset")).rstrip("/").rsplit("/", 1)[-1]
     return f"law-{dataset}"
 
 
@@ -33,8 +36,9 @@ def law(
     ladder: Ladder = Ladder(),
     training: LmTraining = LmTraining(),
     objective: LmObjective = LmObjective(),
+    references: tuple[str, ...] = (),
     run: Execution = Execution(),
 ) -> dict[str, Any]:
-    """Text → teachers → every student, alone and of each teacher → law."""
+    """Text → teachers → every student, alone and of each teacher → law; of runs that are given, the law alone."""
     asked = {name: plain(value) for name, value in locals().items()}
     return run_chain("law", asked, get_run_logger())

@@ -112,19 +112,20 @@ def _without_empty(heads: list[str], rows: list[list[str]]) -> tuple[list[str], 
 
 
 def _choice(result: Mapping[str, Any]) -> str:
-    chosen = result["chosen_scale"]
+    chosen, best = result["chosen_scale"], result.get("best_scale")
     rows = [
         [
             format(c["scale"], "g"),
             number(c["metric"], ".4f"),
             number(c["tradeoff"], ".4f"),
-            "chosen" if c["scale"] == chosen else "",
+            ("chosen" if best is None else "asked for") if c["scale"] == chosen else "",
         ]
         for c in result["candidates"]
     ]
     if not rows:
         return ""
     margin = f"margin to the next: {number(result['margin'], '.4f')}"
+    margin = margin if best is None else f"by the tradeoff it would be {best:g}"
     return grid(["candidate", "metric", "tradeoff", ""], rows) + "\n" + margin
 
 

@@ -147,7 +147,7 @@ def _facts(recipe: Recipe, stages: Mapping[str, Reference], found: Findings) -> 
         title=f"MiniDisc: {name} at scale {recipe.scale:g}", dataset=name, task=data["task"],
         metric=found.metric, split=data["eval_name"], n=n, protocol=recipe.protocol, seed=recipe.seed,
         device=recipe.device, target=recipe.scale, lam=recipe.lam, metric_scale=recipe.metric_scale,
-        candidates=candidate_rows(stages), chosen=found.chosen, margin=choice["margin"],
+        candidates=candidate_rows(stages), chosen=found.chosen, best=choice.get("best_scale"), margin=choice["margin"],
         within_error=choice["within_error"], assistant_preferred=choice["assistant_preferred"],
         target_from=choice["target_from"], scores={role: found.score(role) for role in found.sources},
         constant=data["constant"]["evaluation"], differences=found.differences(),
@@ -196,7 +196,12 @@ def _figures(facts: Facts, stages: Mapping[str, Reference]) -> dict[str, bytes]:
     drawn = {
         "arms.png": plots.arms(facts["scores"], constant=constant, metric=metric, split=facts["split"], n=facts["n"]),
         "tradeoff.png": plots.tradeoff(
-            facts["candidates"], lam=facts["lam"], metric=metric, teacher=facts["teacher_on_selection"], span=span
+            facts["candidates"],
+            lam=facts["lam"],
+            metric=metric,
+            teacher=facts["teacher_on_selection"],
+            span=span,
+            best="chosen TA" if facts["best"] is None else "best t; another TA was asked for",
         ),
     }
     return {**drawn, "curves.png": plots.curves(curves)} if curves else drawn

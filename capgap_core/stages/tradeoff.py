@@ -27,12 +27,14 @@ class Recipe(BaseModel):
     """Nominal scale → share of the prunable parameters that its plan keeps."""
     chance: float
     """The metric of the best constant predictor on the selection part."""
+    assistant: float | None = None
+    """The candidate that is taken whatever its t; null: the one of the best t."""
 
 
 def run(
     recipe: Recipe, inputs: Mapping[str, Input], out_dir: Path, *, execution: Execution, progress: Progress
 ) -> Made:
-    """Write ``tradeoff``; the summary holds the chosen scale."""
+    """Write ``tradeoff``; the summary holds the chosen scale, and beside one that was asked for that of the best t."""
     candidates = inputs["candidates"]
     assert isinstance(candidates, Reference)
     rows = {r["scale"]: r for r in tables.read(candidates.table("metrics")) if r["metric"] == recipe.metric}
@@ -50,9 +52,11 @@ def run(
         chance=recipe.chance,
     )
     tables.write(out_dir / "tradeoff.parquet", "tradeoff", [asdict(row) for row in choice.rows])
-    progress.message(f"assistant: scale {choice.scale}")
+    progress.message(f"assistant: scale {recipe.assistant or choice.scale}")
     summary = {
         "chosen_scale": choice.scale, "margin": choice.margin, "within_error": choice.within_error,
         "assistant_preferred": choice.assistant_preferred, "target_from": choice.target_from,
     }  # fmt: skip
+    if recipe.assistant is not None:  # nothing leads by a margin where nothing was chosen
+        summary |= {"chosen_scale": recipe.assistant, "margin": None, "within_error": None, "best_scale": choice.scale}
     return Made(summary=summary)

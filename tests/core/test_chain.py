@@ -76,8 +76,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return the results of a run, the same again, another λ with the same pick, and another pick."""
-    variants = [{"lam": 100.0}, {"lam": 100.0}, {"lam": 50.0}, {"lam": 0.0}]
+    """Return the results of a run, the same again, another λ with the same pick, another pick, and that asked for."""
+    variants = [{"lam": 100.0}, {"lam": 100.0}, {"lam": 50.0}, {"lam": 0.0}, {"lam": 100.0, "assistant": 0.75}]
     package = copied(tmp_path_factory.mktemp("pristine"))
     return run(package, *({**asked, "tradeoff": variant} for variant in variants))
 
@@ -123,6 +123,19 @@ def test_another_pick_trains_another_student(results: list[dict[str, Any]]) -> N
 
 def test_another_pick_trains_nothing_but_the_student(results: list[dict[str, Any]]) -> None:
     assert made(results[3]) == {"tradeoff assistant", "distil student", "evaluate student", "report"}
+
+
+def test_an_assistant_that_is_asked_for_gives_the_student_of_one_that_was_chosen(results: list[dict[str, Any]]) -> None:
+    chosen, asked_for = results[3:]
+    assert made(asked_for) == {"tradeoff assistant", "report"}
+    assert (asked_for["chosen_scale"], asked_for["best_scale"], asked_for["margin"]) == (0.75, 0.3, None)
+    assert chosen["best_scale"] is None
+    assert asked_for["scores"] == chosen["scores"]
+    report = Path(asked_for["paths"]["report"]).read_text(encoding="utf8")
+    assert "the assistant, 0.75, was asked for (`tradeoff.assistant`) and not chosen: by t it would be 0.3" in report
+    assert "| **asked for** |" in report
+    assert "| best t |" in report
+    assert "chosen**" not in report
 
 
 def test_words_in_the_code_move_nothing_and_all_bytes_come_again(

@@ -57,6 +57,12 @@ def test_what_no_report_rests_on_may_go(store: Store) -> None:
     assert store.find(address("data")) is not None
 
 
+@pytest.mark.parametrize("end", ["ablation", "law", "assistants"])
+def test_what_the_report_of_another_flow_rests_on_stays(store: Store, end: str) -> None:
+    finished(store, address(end), address("teacher", "b"))
+    assert garbage.find(store.root) == []
+
+
 def test_what_a_living_process_uses_stays(store: Store) -> None:
     code = f"""
 import sys

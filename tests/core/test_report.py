@@ -40,7 +40,8 @@ def example(**changes: Any) -> Facts:
             candidate(0.5, 0.88, wins_from=0.0, wins_to=0.0345), candidate(0.4, 0.878), candidate(0.3, 0.871),
             candidate(0.2, 0.868, chosen=True, wins_from=0.0345), candidate(0.1, 0.819, target=True),
         ],
-        "chosen": 0.2, "margin": 0.017, "within_error": False, "assistant_preferred": True, "target_from": 0.49,
+        "chosen": 0.2, "best": None, "margin": 0.017, "within_error": False, "assistant_preferred": True,
+        "target_from": 0.49,
         "scores": {
             "teacher": {"value": 0.874, "stderr": 0.0112}, "assistant": {"value": 0.864, "stderr": 0.0116},
             "student": {"value": 0.8200, "stderr": 0.0130}, "direct": {"value": 0.8195, "stderr": 0.0130},

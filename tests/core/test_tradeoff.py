@@ -1,11 +1,15 @@
 """Holds the choice of the assistant against the published table and against trying every λ."""
 
 from fractions import Fraction
+from pathlib import Path
 
+import builders
 import pytest
 from hypothesis import given, strategies as st
 
+from capgap_core import tables
 from capgap_core.errors import InputFaults, StageFailed
+from capgap_core.identity import canonical
 from capgap_core.tradeoff import Choice, Option, choose
 
 SCALES = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -196,3 +200,16 @@ def test_the_intervals_are_the_envelope(grid: list[tuple[float, float, float]]) 
         assert winner.wins_from is not None
         assert winner.wins_from - 1e-12 <= lam
         assert winner.wins_to is None or lam <= winner.wins_to + 1e-12
+
+
+def test_an_assistant_that_is_asked_for_leaves_the_table_as_it_is(tmp_path: Path) -> None:
+    scored = builders.scored(tmp_path)
+    asked = builders.TRADEOFF.model_copy(update={"assistant": 0.5})
+    chosen, taken = (builders.make_tradeoff(tmp_path, scored, recipe) for recipe in (builders.TRADEOFF, asked))
+    assert chosen.identity != taken.identity
+    assert "assistant" not in canonical(builders.TRADEOFF), "what nobody asked for moves no identity"
+    assert tables.read(taken.table("tradeoff")) == tables.read(chosen.table("tradeoff"))
+    assert (chosen.summary["chosen_scale"], "best_scale" in chosen.summary) == (0.3, False)
+    assert taken.summary == {
+        **chosen.summary, "chosen_scale": 0.5, "best_scale": 0.3, "margin": None, "within_error": None,
+    }  # fmt: skip
