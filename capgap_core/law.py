@@ -3,14 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from capgap_core import ladder as ladders
+from capgap_core.at_once import several
 from capgap_core.given_text import VOCABULARY
 from capgap_core.ladder import Cell, Ladder
-from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
+from capgap_core.lm_recipes import ALONE, LmObjective
 from capgap_core.markdown import short
 from capgap_core.method import Caller, command_of, within_memory
 from capgap_core.outcome import Outcome
@@ -76,12 +78,13 @@ def grid_of(checked: CheckedLaw) -> Grid:
 def fill(grid: Grid, call: Caller) -> Reference:
     """Train every teacher and every student of the grid, and fit the laws; return the stage ``law``."""
     text = call("text", grid.text, {}, role="", execution=grid.execution)
-    teachers: dict[Sizes, Reference] = {}
-    for shape, tokens in ladders.teachers(grid.ladder):
-        one = Cell(student=shape, tokens=tokens, teacher=None, seed=grid.ladder.seeds[0])
-        teachers[shape] = _made(grid, text, call, one, f"teacher {short(shape.parameters())}")
-    cells = ladders.cells(grid.ladder)
-    made = [_made(grid, text, call, cell, cell.role, cell.teacher and teachers[cell.teacher]) for cell in cells]
+    cells, shapes = ladders.cells(grid.ladder), ladders.teachers(grid.ladder)
+    ones = [Cell(student=shape, tokens=tokens, teacher=None, seed=grid.ladder.seeds[0]) for shape, tokens in shapes]
+    make = partial(_made, grid, text, call)
+    with several(grid.execution) as together:
+        taught = together([partial(make, one, f"teacher {short(one.student.parameters())}") for one in ones])
+        teachers = {one.student: reference for one, reference in zip(ones, taught, strict=True)}
+        made = together([partial(make, cell, cell.role, cell.teacher and teachers[cell.teacher]) for cell in cells])
     recipe = law_stage.Recipe(
         teachers=tuple(
             law_stage.Teacher(parameters=shape.parameters(), tokens=tokens)
