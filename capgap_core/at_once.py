@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -27,8 +28,8 @@ POLL = 0.1
 PATIENCE = 25.0
 """Seconds in which what is running has to end once it was told to; Prefect kills after 30."""
 
-Ask = Callable[[], Reference]
-Together = Callable[[Sequence[Ask]], list[Reference]]
+Given = TypeVar("Given")
+Together = Callable[[Sequence[Callable[[], Reference]]], list[Reference]]
 """Asks for all of them and returns what each gave, in the order of the asks."""
 
 
@@ -36,6 +37,7 @@ class Stopped(BaseException):
     """Ends what runs beside something that has failed; beside ``Exception``, so that nobody takes it for a failure."""
 
 
+@runtime_checkable
 class Workers(Protocol):
     """Make stages in other processes."""
 
@@ -85,28 +87,38 @@ def several(execution: Execution) -> Iterator[Together]:
             held.close()
 
 
-def together(asks: Sequence[Ask], held: Workers) -> list[Reference]:
+@dataclass(kw_only=True)
+class _Ended(Generic[Given]):
+    """What one of the asks came to."""
+
+    place: int
+    given: list[Given] = field(default_factory=list)
+    """The one thing that it gave, or nothing."""
+    error: BaseException | None = None
+
+
+def together(asks: Sequence[Callable[[], Given]], held: Workers) -> list[Given]:
     """Ask for all, as many at once as there are places, and return what each gave in the order of the asks.
 
     Where one fails, or a signal ends the wait, those that run are told to end and waited for; then that is raised.
     """
-    waiting, done = deque(enumerate(asks)), SimpleQueue[tuple[int, Reference | BaseException]]()
+    waiting, done = deque(enumerate(asks)), SimpleQueue[_Ended[Given]]()
     running: dict[int, threading.Thread] = {}
-    made: dict[int, Reference] = {}
+    made: dict[int, Given] = {}
     try:
         while waiting or running:
             while waiting and len(running) < held.places:
                 place, ask = waiting.popleft()
                 running[place] = _begun(place, ask, held, done)
             try:
-                place, given = done.get(timeout=POLL)
+                ended = done.get(timeout=POLL)
             except Empty:
                 held.tend()
                 continue
-            running.pop(place).join()
-            if isinstance(given, BaseException):
-                raise given
-            made[place] = given
+            running.pop(ended.place).join()
+            if ended.error is not None:
+                raise ended.error
+            made[ended.place] = ended.given[0]
     except BaseException:
         with signals.deferred():
             held.stop()
@@ -117,16 +129,13 @@ def together(asks: Sequence[Ask], held: Workers) -> list[Reference]:
     return [made[place] for place in range(len(asks))]
 
 
-def _begun(
-    place: int, ask: Ask, held: Workers, done: "SimpleQueue[tuple[int, Reference | BaseException]]"
-) -> threading.Thread:
+def _begun(place: int, ask: Callable[[], Given], held: Workers, done: "SimpleQueue[_Ended[Given]]") -> threading.Thread:
     def work() -> None:
         _workers.set(held)
         try:
-            given: Reference | BaseException = ask()
+            done.put(_Ended(place=place, given=[ask()]))
         except BaseException as error:  # the thread that asked for all raises it
-            given = error
-        done.put((place, given))
+            done.put(_Ended(place=place, error=error))
 
     # A daemon: one that does not end in time must not keep the process from ending.
     thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True, name=f"ask-{place}")

@@ -45,12 +45,12 @@ EVERY = 1.0
 """Seconds between two counts that a worker passes on."""
 OBJECTS = 80 * 2**20
 """Bytes of Ray's shared memory, which holds but these texts: about the least that it takes."""
-ENVIRONMENT = {
+ENVIRONMENT: dict[str, str | None] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # by which Ray keeps to 127.0.0.1 on any system
-    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_MODE": None,  # left open, a Ray on one machine asks for a token, whenever ray was imported
 }
-"""What a Ray on this machine alone is started with; read when ray is imported and when its servers start."""
+"""What a Ray on this machine alone is started with; null: unset. Read when ray is imported and when its servers start."""
 _KINDS = {kind.__name__: kind for kind in (errors.StageFailed, errors.NonFinite, errors.OutOfMemory)}
 
 
@@ -158,7 +158,7 @@ def connected(execution: Execution) -> Iterator[Any]:
         if execution.ray == LOCAL:
             folder = held.enter_context(_folder())
             held.enter_context(_environment({**ENVIRONMENT, "RAY_AUTH_TOKEN": _token()}))
-            how = {
+            how: dict[str, Any] = {
                 "address": LOCAL, "include_dashboard": False, "num_cpus": cores(), "object_store_memory": OBJECTS,
                 "num_gpus": 0 if execution.device == "cpu" else None, "_temp_dir": folder,
             }  # fmt: skip
@@ -177,7 +177,8 @@ def _refuse_open(ray: Any, execution: Execution) -> None:
     """See that Ray did keep to this machine, by what it says itself."""
     seen = {node["NodeManagerAddress"] for node in ray.nodes()}
     if execution.ray == LOCAL and not all(address.startswith("127.") for address in seen):
-        raise StageFailed("ray", f"it listens on {', '.join(sorted(seen))}, not on 127.0.0.1 alone", "Leave run.ray out.")
+        why = f"it listens on {', '.join(sorted(seen))}, not on 127.0.0.1 alone"
+        raise StageFailed("ray", why, "Start the run in a process that has not imported ray before.")
 
 
 @cache
@@ -197,15 +198,19 @@ def _folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({name: value} if value is not None else {})
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        os.environ.update({name: value} if value is not None else {})
 
 
 def cores() -> int:
