@@ -48,9 +48,10 @@ OBJECTS = 80 * 2**20
 ENVIRONMENT: dict[str, str | None] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # by which Ray keeps to 127.0.0.1 on any system
+    "RAY_worker_niceness": "0",  # by itself Ray lets whatever else runs go before
     "RAY_AUTH_MODE": None,  # left open, a Ray on one machine asks for a token, whenever ray was imported
 }
-"""What a Ray on this machine alone is started with; null: unset. Read when ray is imported and when its servers start."""
+"""What a Ray on this machine alone is started with; null: unset. Read when ray is imported, and by its servers."""
 _KINDS = {kind.__name__: kind for kind in (errors.StageFailed, errors.NonFinite, errors.OutOfMemory)}
 
 

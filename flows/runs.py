@@ -134,7 +134,9 @@ class RunFolder:
         said, where = f"Resume with: {self.resume}", self.stage or self.flow
         told = error if isinstance(error, StageFailed) else explained(where, error)
         if told is not None:
-            return type(told)(told.stage, told.why, f"{told.remedy} {said}".strip())
+            alone = where in (told.stage, f"{told.stage} {told.stage}")  # one of its kind in the run
+            why = told.why if alone else f"{told.why} ({where})"
+            return type(told)(told.stage, why, f"{told.remedy} {said}".strip())
         return StageFailed(where, f"{type(error).__name__}: {error}", said)
 
     def _seconds(self) -> float:
