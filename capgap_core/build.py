@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from capgap_core import fingerprint, store as stores
+from capgap_core import at_once, fingerprint, store as stores
 from capgap_core.contents import content_digest
 from capgap_core.errors import Damaged, StageFailed, StoreError
 from capgap_core.fingerprint import code_of
@@ -28,7 +28,7 @@ from capgap_core.store import Address, Store
 def build(
     stage: str, recipe: BaseModel, inputs: Mapping[str, Input], *, execution: Execution, progress: Progress
 ) -> Reference:
-    """Return the reference of a finished stage, making it where it is not in the store yet.
+    """Return the reference of a finished stage, making it where it is not in the store yet; or a worker makes it.
 
     Parameters
     ----------
@@ -69,6 +69,9 @@ def _found_or_made(
     if found is not None:
         store.sweep(address)
         return found
+    others = at_once.workers()
+    if others is not None:
+        return others.make(address, recipe, inputs, execution, progress)
     with held(store.lock(address), progress):
         found, why = reusable(store, address, execution, progress)
         if found is not None:

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from capgap_core import ladder as ladders, law_of_runs, lm_slices
+from capgap_core.at_once import Together, several
 from capgap_core.given_lms import SCRATCH, GivenLm
 from capgap_core.given_runs import CheckedRuns
 from capgap_core.given_text import VOCABULARY
@@ -26,6 +28,10 @@ from capgap_core.training import Training
 
 SCORED = 512
 """Rows of the training part on which the units of a teacher are scored, at most."""
+
+
+Ask = tuple[str, str, BaseModel, Mapping[str, Input]]
+"""Role, stage, recipe and inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,28 +91,41 @@ def grid_of(checked: CheckedLaw) -> Grid:
 def fill(grid: Grid, call: Caller) -> Reference:
     """Make every teacher and every student of the grid, and fit the laws; return the stage ``law``."""
     text = call("text", grid.text, {}, role="", execution=grid.execution)
-    teachers = {
-        size: call(stage, recipe, {"text": text}, role=f"teacher {short(size)}", execution=grid.execution)
-        for size, (stage, recipe) in _teachers(grid, text).items()
-    }
-    scored: dict[int, Reference] = {}
-    if grid.ladder.begin == "slimmed":
-        scored = {
-            size: call("lm_importance", _scoring(grid, size), {"text": text, "teacher": made},
-                       role=f"teacher {short(size)}", execution=grid.execution)
-            for size, made in teachers.items()
-        }  # fmt: skip
     cells = _cells(grid)
-    asks = [_ask(grid, text, cell, teachers.get(cell.teacher or 0), scored.get(cell.teacher or 0)) for cell in cells]
-    made = [
-        call("pretrain", recipe, inputs, role=cell.role, execution=grid.execution)
-        for cell, (recipe, inputs) in zip(cells, asks, strict=True)
-    ]
-    inputs: dict[str, Input] = {f"teacher_{i}": one for i, one in enumerate(teachers.values())}
+    with several(grid.execution) as together:
+        make = partial(_made, grid, call, together)
+        taught = [(size, f"teacher {short(size)}", *ask) for size, ask in _teachers(grid, text).items()]
+        given = make([(role, stage, recipe, {"text": text}) for _, role, stage, recipe in taught])
+        teachers = {size: one for (size, *_), one in zip(taught, given, strict=True)}
+        scored: dict[int, Reference] = {}
+        if grid.ladder.begin == "slimmed":
+            asks: list[Ask] = [
+                (role, "lm_importance", _scoring(grid, size), {"text": text, "teacher": teachers[size]})
+                for size, role, *_ in taught
+            ]
+            scored = dict(zip(teachers, make(asks), strict=True))
+        whose = [(cell, cell.teacher or 0) for cell in cells]
+        made = make(
+            [
+                (cell.role, "pretrain", *_ask(grid, text, cell, teachers.get(size), scored.get(size)))
+                for cell, size in whose
+            ]
+        )
+    inputs: dict[str, Input] = {f"teacher_{i}": one for i, one in enumerate(given)}
     inputs |= {f"cell_{i}": one for i, one in enumerate(made)}
     recipe = _law(grid, cells, _control(grid, text), measured_on(made[0]))
     inputs |= {"text": text} if recipe.control else {}
     return call("law", recipe, inputs, role="", execution=grid.execution)
+
+
+def _made(grid: Grid, call: Caller, together: Together, asks: Sequence[Ask]) -> list[Reference]:
+    """Make stages that need nothing of each other."""
+    return together(
+        [
+            partial(call, stage, recipe, inputs, role=role, execution=grid.execution)
+            for role, stage, recipe, inputs in asks
+        ]
+    )
 
 
 def _cells(grid: Grid) -> list[Cell]:

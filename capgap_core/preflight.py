@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from capgap_core import given_lms, given_text, parts, runs_alike
+from capgap_core import given_lms, given_ray, given_text, parts, runs_alike
 from capgap_core.across import across, beside
 from capgap_core.corpus import Corpus
 from capgap_core.errors import Fault, InputFaults, fault
@@ -82,11 +82,14 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
     """
     p, wrong, faults = _validated(RECIPES[flow], parameters)
     faults += across(p, wrong)
+    wanting = given_ray.across(flow, p.run) if not wrong & {"run", "run.ray", "run.device"} else []
+    faults += wanting
     with _untouched(p.run.root):
         unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
         root = None if unwritable else p.run.root
         with within(Path(root)) if within and root else contextlib.nullcontext(), _cache(root) as cache:
             faults += unwritable + (_device(p.run) if not wrong & {"run", "run.device"} else [])
+            faults += given_ray.look(p.run) if root and not wanting and not wrong & {"run", "run.ray"} else []
             if isinstance(p, Law):
                 return _law_looked_at(flow, p, wrong, faults, root, cache)
             return _looked_at(flow, p, wrong, faults, root, cache)
@@ -289,7 +292,7 @@ def _unwritable(root: str, error: Exception) -> Fault:
 
 
 def _device(run: Execution) -> list[Fault]:
-    if not run.device.startswith("cuda"):
+    if not run.device.startswith("cuda") or run.ray not in (None, "local"):  # a cluster is asked for its own
         return []
     import torch  # noqa: PLC0415 - seconds to import, and only this question needs it
 

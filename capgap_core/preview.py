@@ -9,7 +9,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,10 @@ class _Trial:
 
 def preview(checked: Checked | CheckedLaw, progress: Progress) -> Preview:
     """Return what a run with checked parameters will take; makes its data stage, and nothing else that stays."""
-    root = Path(checked.parameters.run.root or ".")
+    p = checked.parameters
+    root = Path(p.run.root or ".")
+    # One after the other, here: stages that share the machine would take longer, each.
+    checked = replace(checked, parameters=p.model_copy(update={"run": p.run.model_copy(update={"ray": None})}))
     with tempfile.TemporaryDirectory(dir=root, prefix=".preview-") as place:
         trial = _Trial(checked, Path(place), progress)
         with contextlib.suppress(_Over):

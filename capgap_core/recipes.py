@@ -239,6 +239,10 @@ class Execution(BaseModel):
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one, else cpu."
     )
     threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads; null: as many as cores.")
+    ray: str | None = Field(
+        default=None, max_length=1000, pattern=r"^(local|[^\s/]+:\d{1,5})$",
+        description="law: local, or host:port of a Ray cluster, where its models are made at once; null: one by one.",
+    )  # fmt: skip
     reuse: Literal["same-code", "any-code"] = Field(
         default="same-code", description="any-code: also take finished stages made by other code; the report says so."
     )

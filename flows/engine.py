@@ -144,9 +144,10 @@ def _caller(folder: RunFolder, logger: Logger) -> Any:
     def call(
         stage: str, recipe: BaseModel, inputs: Mapping[str, Input], *, role: str, execution: Execution
     ) -> Reference:
-        folder.stage = f"{stage} {role}".strip()
-        made = STAGES[stage](recipe, inputs, role=role, execution=execution)
-        logger.info("%s: %s (%s)", folder.stage, "reused" if made.reused else "made", made.why)
+        label = f"{stage} {role}".strip()
+        with folder.running(label):
+            made = STAGES[stage](recipe, inputs, role=role, execution=execution)
+        logger.info("%s: %s (%s)", label, "reused" if made.reused else "made", made.why)
         folder.add(role, made)
         return made
 

@@ -5,8 +5,10 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,6 +28,8 @@ FILES: dict[str, set[str]] = {
 }  # fmt: skip
 """What a run writes of itself → what has to be in it."""
 
+_WHICH = "stage: "
+"""Begins the note that says of an error which stage it ended."""
 _begun: list[Path] = []
 """The folders of the runs that this process has begun."""
 
@@ -74,6 +78,7 @@ class RunFolder:
         self.stage = ""
         """The stage that is running, for the message where it fails."""
         self._started = time.monotonic()
+        self._adding = Lock()
 
     @property
     def resume(self) -> str:
@@ -90,8 +95,19 @@ class RunFolder:
 
     def add(self, role: str, made: Reference) -> None:
         """Take a stage that is finished, and keep which are, so that they stay while the run is not."""
-        self.made.append((role, made))
-        _write(self.path / "stages.json", {"made": [reference.path for _, reference in self.made]})
+        with self._adding:
+            self.made.append((role, made))
+            _write(self.path / "stages.json", {"made": [reference.path for _, reference in self.made]})
+
+    @contextmanager
+    def running(self, stage: str) -> Iterator[None]:
+        """Know which stage runs, and where several do at once, which of them fails."""
+        self.stage = stage
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"{_WHICH}{stage}")
+            raise
 
     def finish(self, result: Mapping[str, Any], report: str) -> dict[str, Any]:
         """Write result and report; return the result with what only the run knows."""
@@ -113,10 +129,14 @@ class RunFolder:
 
     def named(self, error: Exception) -> CapgapError:
         """Return the error as one that says which stage failed, why, and what resumes the run."""
+        noted = (note.removeprefix(_WHICH) for note in getattr(error, "__notes__", ()) if note.startswith(_WHICH))
+        self.stage = next(noted, self.stage)
         said, where = f"Resume with: {self.resume}", self.stage or self.flow
         told = error if isinstance(error, StageFailed) else explained(where, error)
         if told is not None:
-            return type(told)(told.stage, told.why, f"{told.remedy} {said}".strip())
+            alone = where in (told.stage, f"{told.stage} {told.stage}")  # one of its kind in the run
+            why = told.why if alone else f"{told.why} ({where})"
+            return type(told)(told.stage, why, f"{told.remedy} {said}".strip())
         return StageFailed(where, f"{type(error).__name__}: {error}", said)
 
     def _seconds(self) -> float:

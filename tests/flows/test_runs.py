@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Event, Thread
 
 import builders
 import pytest
 
+from capgap_core.errors import NonFinite
 from capgap_core.recipes import Minidisc
+from capgap_core.records import Reference
 from flows import cli, runs
 
 
@@ -19,6 +23,44 @@ def test_what_this_process_began_last_is_known(tmp_path):
     assert runs.ended_here() is None
     other.fail(RuntimeError("yes"))
     assert runs.ended_here()["run_id"] == "b"
+
+
+def test_of_stages_that_run_at_once_the_one_that_fails_is_named(tmp_path):
+    folder, begun, failed = runs.RunFolder("law", tmp_path, "a", None), Barrier(2), Event()
+    folder.begin({})
+    errors: list[Exception] = []
+
+    def fails() -> None:
+        try:
+            with folder.running("pretrain one"):
+                begun.wait(10)
+                failed.wait(10)
+                raise NonFinite("pretrain", "step 3: not finite", "Lower it.")
+        except NonFinite as error:
+            errors.append(error)
+
+    other = Thread(target=fails)
+    other.start()
+    begun.wait(10)
+    with folder.running("pretrain two"):  # it has begun later, and goes well
+        failed.set()
+        other.join()
+    named = folder.named(errors[0])
+    folder.fail(named)
+    ended = json.loads((folder.path / "result.json").read_text())
+    assert ended["error"]["stage"] == "pretrain one"
+    assert str(named).startswith("pretrain: step 3: not finite (pretrain one). Lower it. Resume with: ")
+
+
+def test_stages_that_finish_at_once_are_all_kept(tmp_path):
+    folder = runs.RunFolder("law", tmp_path, "a", None)
+    folder.begin({})
+    made = [Reference(stage="pretrain", identity=f"{i}", code="c", digest="d", path=f"/{i}") for i in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda one: folder.add("", one), made))
+    held = json.loads((folder.path / "stages.json").read_text())
+    assert sorted(held["made"]) == sorted(one.path for one in made)
+    assert runs.unreadable(tmp_path) == []
 
 
 def test_any_byte_of_what_a_run_has_written_of_itself_is_found(first, root):
