@@ -3,12 +3,11 @@
 Imports nothing that computes: what is said here cannot move a number.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from capgap_core.markdown import short, table, text
-from capgap_core.report_law import CAPTIONS, LARGEST, Row, rivals_table
+from capgap_core.report_law import Row, rivals_table, shown
 
 NO_WORTH = (
     "> Students of assistants are compared with one another. Whether an assistant is worth its cost is not asked here: "
@@ -42,17 +41,12 @@ class Facts(TypedDict):
 
 def compose(facts: Facts, figures: Mapping[str, bytes]) -> str:
     """Return the report as markdown, what it shows first."""
-    images = [
-        f"![{CAPTIONS[name]}](data:image/png;base64,{base64.b64encode(png).decode()})"
-        for name, png in figures.items()
-        if len(png) < LARGEST
-    ]
     parts = [
         f"# Which assistant a student wants: {text(facts['dataset'])}",
         NO_WORTH,
         *verdicts(facts),
         _measured(facts),
-        *images,
+        *shown(figures),
         f"## Students\n\n{_students(facts)}",
         _told(facts),
         f"## Assistants\n\n{_assistants(facts)}",

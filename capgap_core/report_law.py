@@ -43,11 +43,7 @@ class Facts(TypedDict):
 
 def compose(facts: Facts, figures: Mapping[str, bytes]) -> str:
     """Return the report as markdown, what it shows first."""
-    images = [
-        f"![{CAPTIONS[name]}](data:image/png;base64,{base64.b64encode(png).decode()})"
-        for name, png in figures.items()
-        if len(png) < LARGEST
-    ]
+    images = shown(figures)
     name = text(facts["dataset"])
     parts = [
         f"# Which teacher a student wants: {name}",
@@ -68,6 +64,15 @@ def compose(facts: Facts, figures: Mapping[str, bytes]) -> str:
         f"## Again\n\n```sh\n{facts['command']}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def shown(figures: Mapping[str, bytes]) -> list[str]:
+    """Return the figures that are not too large as images in markdown."""
+    return [
+        f"![{CAPTIONS[name]}](data:image/png;base64,{base64.b64encode(png).decode()})"
+        for name, png in figures.items()
+        if len(png) < LARGEST
+    ]
 
 
 def verdicts(rows: Sequence[Row], summary: Row) -> list[str]:
