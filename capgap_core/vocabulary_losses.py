@@ -115,5 +115,6 @@ def linear_cross_entropy(
 ) -> Tensor:  # fmt: skip
     """Return the sum over kept rows of the cross-entropy with labels ``(r,)``, in nats."""
     known = Known(labels[:, None], torch.ones(len(labels), 1, device=labels.device))
-    how = {"keep": keep, "bias": bias, "rows_at_once": rows_at_once, "products": products}
-    return linear_soft_cross_entropy(hidden, weight, known, **how)
+    return linear_soft_cross_entropy(
+        hidden, weight, known, keep=keep, bias=bias, rows_at_once=rows_at_once, products=products
+    )

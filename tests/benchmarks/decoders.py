@@ -146,12 +146,10 @@ class Peak:
         self._gate.ready(model)
 
     def step(self, **counts: int) -> None:
-        """Look, and pass the step on; a GPU's other processes may have what this one keeps for itself."""
+        """Look, and pass the step on."""
         peak = torch.cuda.max_memory_allocated() / 2**20 if self._gpu else resident("VmHWM") / 1024
         self.facts.update(peak_mib=peak, extra_mib=peak - self._begun)
         self._gate.step(**counts)
-        if self._gpu:
-            torch.cuda.empty_cache()
 
 
 def watched(gate: Any, given: dict[str, Any]) -> None:
@@ -160,7 +158,9 @@ def watched(gate: Any, given: dict[str, Any]) -> None:
 
 
 def steps_of(case: Case, repeats: int, left_out: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the blocks of all ways and of products alone, by turns.
+    """Return the blocks of all ways and of products alone, by turns; on a GPU those of capgap and one other at a time.
+
+    What does not fit into a GPU is left out, and that is said.
 
     Raises
     ------
@@ -168,14 +168,29 @@ def steps_of(case: Case, repeats: int, left_out: Sequence[str]) -> list[dict[str
         A way has other losses or gradients than capgap, so that something else would be timed.
     """
     named, gpu = variants(case, left_out), case.device != "cpu"
-    ways = [(name, watched, {"way": way, "case": asdict(own)}) for name, (way, own) in named.items()]
-    with running([*ways, (PRODUCTS, products, asdict(case))]) as group:
-        found = by_turns(
-            group, steps=lambda name: 8 if name == PRODUCTS else 5 if gpu else 1, repeats=repeats, warm=1
-        )  # fmt: skip
     of_one = {name: flops(case, name) for name in named} | {PRODUCTS: 2.0 * side(case) ** 3}
-    refuse_others(found, SAME[case.dtype])
-    return [{"what": "step", **row, "flops": row["steps"] * of_one[row["variant"]]} for row in found]
+    groups = [["capgap", name] for name in list(named)[1:]] if gpu else [list(named)]
+    rows: list[dict[str, Any]] = []
+    for number, names in enumerate(groups):
+        ways = [(name, watched, {"way": named[name][0], "case": asdict(named[name][1])}) for name in names]
+        try:
+            with running([*ways, (PRODUCTS, products, asdict(case))]) as group:
+                found = by_turns(group, steps=lambda name: _block(name, gpu=gpu), repeats=repeats, warm=1)
+        except RuntimeError as error:
+            if not gpu or "out of memory" not in str(error):
+                raise
+            print(f"{' and '.join(names)}: out of memory, left out", file=sys.stderr, flush=True)
+            continue
+        refuse_others(found, SAME[case.dtype])
+        rows += [{**row, "repeat": row["repeat"] + number * repeats} for row in found]
+    return [{"what": "step", **row, "flops": row["steps"] * of_one[row["variant"]]} for row in rows]
+
+
+def _block(name: str, *, gpu: bool) -> int:
+    """Return the steps of a block."""
+    if name == PRODUCTS:
+        return 8
+    return 5 if gpu else 1
 
 
 def refuse_others(rows: Sequence[dict[str, Any]], most: float) -> None:
@@ -233,9 +248,10 @@ def line(frame: pd.DataFrame) -> str:
 
 def _notes(frame: pd.DataFrame, unit: str) -> list[str]:
     own, short = frame[frame["what"] == "step"], frame[frame["what"] == "attention"]
+    count = own.groupby(["vocabulary", "precision", "variant"]).size().min()
     first, whose = own.iloc[0], "the GPU's time" if unit == "device_seconds" else "CPU time"
     notes = [
-        f"Medians (lowest to highest) of {whose}, {int(own['repeat'].max()) + 1} repeats by turns on the same "
+        f"Medians (lowest to highest) of {whose}, {count} repeats by turns on the same "
         f"batches; a student of {first['student'] / 1e6:,.1f} and a teacher of {first['teacher'] / 1e6:,.1f} million "
         f"parameters beside their embeddings, {first['batch']:.0f} x {first['length']:.0f} tokens a step; the peak is "
         f"that of square products in the same precision; {int(first['threads'])} thread of an {first['processor']}, "

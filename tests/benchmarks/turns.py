@@ -110,6 +110,8 @@ class Gate:
             self._next()
 
     def _next(self) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # the next process may need what this one has freed
         asked = self._pipe.recv()
         if asked is None:
             raise Over

@@ -55,3 +55,12 @@ def test_every_way_has_the_losses_and_gradients_of_the_others(
     ways = [("capgap", kept), ("whole logits", case)] + [("trl", case)] * bool(importlib.util.find_spec("trl"))
     for way, own in ways:
         assert seen(loops, way, own) == pytest.approx(first, rel={"float32": 1e-5, "bfloat16": 5e-3}[dtype]), way
+
+
+def test_what_learns_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    refuse = importlib.import_module("decoders").refuse_others
+    own = {"variant": "capgap", "repeat": 0, "loss": 2.0, "norm": 0.5}
+    refuse([own, {**own, "variant": "TRL", "loss": 2.00001}], 1e-4)
+    with pytest.raises(RuntimeError, match="TRL: norm"):
+        refuse([own, {**own, "variant": "TRL", "norm": 0.6}], 1e-4)
