@@ -35,6 +35,7 @@ bench: install
 	@$(BIN)/python tests/benchmarks/stages.py
 	@$(BIN)/python tests/benchmarks/loss_heads.py
 	@$(BIN)/python tests/benchmarks/mixtures.py
+	@$(BIN)/python tests/benchmarks/decoders.py
 
 # Makes every published run (hours), then the README's table: make results DATA=<folder of the sets> TEACHER=<folder>
 results: install

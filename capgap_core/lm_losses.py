@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from capgap_core.lm_batches import LmBatch, LmRows
 from capgap_core.lm_model import said
 from capgap_core.lm_recipes import LmObjective
-from capgap_core.machine import Precision
+from capgap_core.machine import KINDS, Precision
 from capgap_core.training import LossOf, Term
 from capgap_core.vocabulary_losses import linear_cross_entropy, linear_divergence, linear_reverse_divergence
 from capgap_core.vocabulary_sums import LOGITS, Head
@@ -34,26 +34,33 @@ def loss_of(model: PreTrainedModel, ask: AskLm | None, objective: LmObjective, *
     ----------
     ask
         The teacher, which gets no gradient; null where nothing is learned from it.
+    dtype
+        Of all products, those with the output matrices among them.
     """
+    products = KINDS[dtype] if dtype == "bfloat16" else None
 
     def terms(batch: LmBatch, _step: int) -> Iterator[list[Term]]:
         own = said(model, batch, dtype=dtype)
         found: list[Term] = []
         if objective.labels:
-            total = linear_cross_entropy(own.hidden, own.weight, batch.targets, keep=batch.keep, bias=own.bias)
+            total = linear_cross_entropy(
+                own.hidden, own.weight, batch.targets, keep=batch.keep, bias=own.bias, products=products
+            )
             found.append(Term(name="cross_entropy", total=total, per="tokens", weight=objective.labels))
         if objective.prediction and ask is not None:
             with torch.no_grad():
                 theirs = ask(batch)
-            total = _between(own, theirs, batch.keep, objective)
+            total = _between(own, theirs, batch.keep, objective, products)
             found.append(Term(name="prediction", total=total, per="tokens", weight=objective.prediction))
         yield found
 
     return terms
 
 
-def _between(own: Head, theirs: Head | Tensor | Known, keep: Tensor, objective: LmObjective) -> Tensor:
-    how = {"keep": keep, "bias": own.bias, "temperature": objective.temperature}
+def _between(
+    own: Head, theirs: Head | Tensor | Known, keep: Tensor, objective: LmObjective, products: torch.dtype | None
+) -> Tensor:
+    how = {"keep": keep, "bias": own.bias, "temperature": objective.temperature, "products": products}
     if objective.divergence == "forward":
         return linear_divergence(own.hidden, own.weight, theirs, **how)
     if isinstance(theirs, Known):

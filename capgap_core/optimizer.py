@@ -25,7 +25,8 @@ class AdamW(torch.optim.AdamW):
     ----------
     model
         What is trained. Its embedding tables of at least ``LARGE`` rows that lie on a CPU are lazy; of a model of
-        transformers only that of the words, since of others nobody says which rows a batch looks up.
+        transformers only that of the words, since of others nobody says which rows a batch looks up, and not where it
+        is the output matrix, too: that has a gradient in every row.
     rates
         The learning rate of each step.
     decay
@@ -128,8 +129,9 @@ class AdamW(torch.optim.AdamW):
 
 def _tables(model: nn.Module) -> list[Tensor]:
     if isinstance(model, PreTrainedModel):
-        words = model.get_input_embeddings()
-        return [words.weight] if isinstance(words, nn.Embedding) else []
+        words, output = model.get_input_embeddings(), model.get_output_embeddings()
+        tied = output is not None and output.weight is words.weight
+        return [words.weight] if isinstance(words, nn.Embedding) and not tied else []
     return [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
 
 

@@ -33,6 +33,7 @@ def linear_divergence(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     rows_at_once: int | None = None,
+    products: torch.dtype | None = None,
 ) -> Tensor:
     """Return the sum over kept rows of KL(teacher || student), times ``temperature ** 2``.
 
@@ -50,10 +51,13 @@ def linear_divergence(
         Divides both logits.
     rows_at_once
         How many rows of logits exist at once, of each model; ``None`` for what is fast (``LOGITS``, ``ROWS``).
+    products
+        The type of what is multiplied, forward and backward, in both models, as under autocast: gradients are summed
+        over the parts in fp32, and returned in the types of the inputs. ``None``: as above.
 
     The gradients are computed here, and the backward pass only scales them.
     """
-    how = How(keep, temperature, rows_at_once, "divergence")
+    how = How(keep, temperature, rows_at_once, "divergence", products)
     return total(Head(hidden, weight, bias), teacher, how)
 
 
@@ -66,13 +70,14 @@ def linear_soft_cross_entropy(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     rows_at_once: int | None = None,
+    products: torch.dtype | None = None,
 ) -> Tensor:
     """Return the sum over kept rows of -Σ p log q, p the teacher's, times ``temperature ** 2``.
 
     As ``linear_divergence``, with the same gradients; the value is larger by the teacher's entropy. For entries that
     were drawn it is this one that is right on average.
     """
-    how = How(keep, temperature, rows_at_once, "cross-entropy")
+    how = How(keep, temperature, rows_at_once, "cross-entropy", products)
     return total(Head(hidden, weight, bias), teacher, how)
 
 
@@ -85,6 +90,7 @@ def linear_reverse_divergence(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     rows_at_once: int | None = None,
+    products: torch.dtype | None = None,
 ) -> Tensor:
     """Return the sum over kept rows of KL(student || teacher), times ``temperature ** 2`` (MiniLLM, arXiv 2306.08543).
 
@@ -99,14 +105,16 @@ def linear_reverse_divergence(
     theirs = teacher.shape[1] if isinstance(teacher, Tensor) else len(teacher.weight)
     if len(weight) > theirs:
         raise ValueError(f"the student has {len(weight)} entries and the teacher {theirs}: give weight[:{theirs}]")
-    how = How(keep, temperature, rows_at_once, "reverse")
+    how = How(keep, temperature, rows_at_once, "reverse", products)
     return total(Head(hidden, weight, bias), teacher, how)
 
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, keep: Tensor, bias: Tensor | None = None,
-    rows_at_once: int | None = None,
+    rows_at_once: int | None = None, products: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the sum over kept rows of the cross-entropy with labels ``(r,)``, in nats."""
     known = Known(labels[:, None], torch.ones(len(labels), 1, device=labels.device))
-    return linear_soft_cross_entropy(hidden, weight, known, keep=keep, bias=bias, rows_at_once=rows_at_once)
+    return linear_soft_cross_entropy(
+        hidden, weight, known, keep=keep, bias=bias, rows_at_once=rows_at_once, products=products
+    )

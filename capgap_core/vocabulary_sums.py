@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from capgap_core.vocabulary_targets import Known
 
-LOGITS = 2**23
-"""How many logits of a model exist at once, at most: on one core nothing gets faster with more."""
+LOGITS, LOGITS_ON_GPU = 2**23, 2**27
+"""How many logits of a model exist at once, at most. On one core nothing gets faster with more; a GPU goes through the
+whole weight and its gradient for each part, which takes it longer than the products of few rows (not measured)."""
 
 ROWS = 128
 """How many rows of logits exist at once, at least: with fewer the products get slow."""
@@ -45,6 +46,8 @@ class How:
     temperature: float
     rows_at_once: int | None
     loss: Literal["divergence", "cross-entropy", "reverse"]
+    products: torch.dtype | None = None
+    """The type of what is multiplied; ``None``: the wider of hidden states and weight, and the gradient in fp32."""
 
     @property
     def entropy(self) -> bool:
@@ -54,7 +57,7 @@ class How:
     def parts(self, v: int) -> tuple[Tensor, ...]:
         """Return the kept rows in parts of about the same length: the products of a short last one would be slow."""
         rows = self.keep.nonzero()[:, 0]
-        most = self.rows_at_once or max(ROWS, LOGITS // v)
+        most = self.rows_at_once or max(ROWS, (LOGITS_ON_GPU if rows.is_cuda else LOGITS) // v)
         return rows.tensor_split(-(-len(rows) // most)) if len(rows) else ()
 
 
@@ -98,10 +101,10 @@ class _Sums:
 
     def __init__(self, student: Head, teacher: Head | Tensor | Known, how: How, *, wanted: tuple[bool, ...]) -> None:
         v = len(student.weight)
-        self._how, self._student = how, _cut(student, v)
+        self._how, self._student = how, _cut(student, v, how.products)
         self._teacher = teacher[:, :v] if isinstance(teacher, Tensor) else teacher
         if isinstance(teacher, Head):
-            self._teacher = _cut(teacher, v)
+            self._teacher = _cut(teacher, v, how.products)
         exact = torch.promote_types(self._student.weight.dtype, torch.float32)
         self._buffers: dict[Any, Tensor] = {}
         self.total = student.hidden.new_zeros((), dtype=exact)
@@ -204,15 +207,17 @@ class _Sums:
         weight, scale = self._student.weight, self._how.temperature
         if to_bias is not None:
             to_bias.add_(d.sum(0), alpha=scale)
-        if to_weight is not None:  # in fp32 whatever the inputs are: in bf16 the sum of each part would be rounded
+        if to_weight is not None and self._how.products is None:  # nothing of the sum is rounded to what inputs are
             to_weight.addmm_(d.T, hidden.to(d.dtype), alpha=scale)
+        if weight.dtype != d.dtype:
+            d = self._buffer("product", (len(d), len(weight)), weight.dtype).copy_(d)
+        if to_weight is not None and self._how.products is not None:  # a part's product is, the sum of them is not
+            to_weight.add_(torch.mm(d.T, hidden), alpha=scale)
         if to_hidden is not None:
-            if weight.dtype != d.dtype:
-                d = self._buffer("product", (len(d), len(weight)), weight.dtype).copy_(d)
             to_hidden.index_copy_(0, rows, torch.mm(d, weight).to(to_hidden.dtype).mul_(scale))
 
 
-def _cut(head: Head, v: int) -> Head:
+def _cut(head: Head, v: int, products: torch.dtype | None) -> Head:
     """Return a head over its first ``v`` entries, with its weight in the type of its products."""
-    kind = torch.promote_types(head.hidden.dtype, head.weight.dtype)
+    kind = products or torch.promote_types(head.hidden.dtype, head.weight.dtype)
     return Head(head.hidden, head.weight[:v].to(kind), None if head.bias is None else head.bias[:v])

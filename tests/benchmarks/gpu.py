@@ -1,4 +1,4 @@
-"""Every benchmark on a GPU: what a stage takes and what limits it, students beside their peers, and loss heads.
+"""Every benchmark on a GPU: what a stage takes and what limits it, students and decoders beside peers, loss heads.
 
 ``python tests/benchmarks/gpu.py``: all of SST-2, in seconds of CUDA events, printed.
 ``--small`` tries the same scripts on this machine's CPU with few rows and one repeat: their figures mean nothing.
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "stages.py": [*rows, *repeats, "--no-growth"],
         "distillation.py": [*rows, *repeats, "--more", "-", "--only", "student", "--only", "step"],
         "loss_heads.py": [*repeats, "--device", "cpu" if given.small else "cuda"],
+        "decoders.py": [*repeats, *(["--small", "--device", "cpu"] if given.small else ["--device", "cuda"])],
     }
     failed = []
     for script, options in asked.items():

@@ -91,6 +91,8 @@ class Gate:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._left = pipe, 0
+        self.facts: dict[str, Any] = {}
+        """What each block says of itself beside that: of its last step."""
         self._seen = {"steps": 0, "examples": 0, "tokens": 0, "places": 0}
 
     def ready(self, model: Any = None, **facts: Any) -> None:
@@ -104,10 +106,12 @@ class Gate:
             self._seen[name] += count
         self._left -= 1
         if self._left == 0:
-            self._pipe.send({**self._seen, **self._clock.spent()})
+            self._pipe.send({**self._seen, **self._clock.spent(), **self.facts})
             self._next()
 
     def _next(self) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # the next process may need what this one has freed
         asked = self._pipe.recv()
         if asked is None:
             raise Over
@@ -134,9 +138,10 @@ class Runner:
 
     def __init__(self, name: str, training: Training, given: dict[str, Any]) -> None:
         self.name = name
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        context = multiprocessing.get_context("forkserver")  # which has computed nothing, and imports once for all
+        ours, theirs = context.Pipe()
         self._pipe = ours
-        self._process = multiprocessing.get_context("spawn").Process(target=_child, args=(theirs, training, given))
+        self._process = context.Process(target=_child, args=(theirs, training, given))
         self._process.start()
         self.facts = self._answer()
 

@@ -15,7 +15,7 @@ from cut_off import checkpoints, same
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from capgap_core import optimizer as optimizers
 from capgap_core.batches import Batch, Examples
@@ -255,6 +255,17 @@ def test_which_tables_are_large() -> None:
     assert tables(optimizers.LARGE) == 1
     assert tables(optimizers.LARGE - 1) == 0
     assert tables(optimizers.LARGE, frozen=True) == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_table_that_is_the_output_matrix_is_moved_in_every_step(tied: bool) -> None:
+    """Every row of it has a gradient in every step: to find and gather them is work for nothing."""
+    config = LlamaConfig(
+        vocab_size=optimizers.LARGE, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, tie_word_embeddings=tied,
+    )  # fmt: skip
+    optimizer = AdamW(LlamaForCausalLM(config), [1e-3], decay=0.0)
+    assert len(optimizer.tables) == (0 if tied else 1)
 
 
 def large(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:

@@ -303,6 +303,38 @@ def test_in_bf16_the_gradients_are_as_good_as_those_of_the_whole_logits(gap: flo
     assert mixed[1] < 1e-5
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_products_in_bf16_are_as_good_as_those_of_whole_logits_under_autocast(name: str) -> None:
+    c = case(r=96, v=(2000, 2000), h=(64, 96))
+    student = leaves(c.student)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = by_hand(name, student, logits(c.teacher), c.keep)
+    found = ours(name, student, c.teacher, c.keep, rows_at_once=16, products=torch.bfloat16)
+    value, truth = exact(name, c)
+    assert found.item() == pytest.approx(value, rel=1e-3)
+
+    def errors(loss: Tensor) -> list[float]:
+        gradients = torch.autograd.grad(loss, tensors(student))
+        assert all(x.dtype == torch.float32 for x in gradients)
+        return [float((a - b).norm() / b.norm()) for a, b in zip(gradients, truth, strict=True)]
+
+    own, autocast = errors(found), errors(whole)
+    assert all(a <= 1.05 * b for a, b in zip(own, autocast, strict=True))
+    assert all(a > 1e-3 for a in own), "these products are in fp32"
+
+
+def test_products_in_bf16_of_labels_too() -> None:
+    c = case(r=96, v=(2000, 2000), h=(64, 96))
+    labels = torch.arange(96)
+    student = leaves(c.student)
+    losses = [
+        linear_cross_entropy(student.hidden, student.weight, labels, keep=c.keep, products=products)
+        for products in (None, torch.bfloat16)
+    ]
+    assert losses[0].item() != losses[1].item()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-3)
+
+
 def test_autocast_changes_nothing() -> None:
     c = case()
     student = leaves(c.student)

@@ -161,7 +161,9 @@ def test_the_readme_shows_what_is_published():
     assert results.show_table(results.PUBLISHED, results.README, check=True) == 0
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "distillation", "quality", "stages", "loss_heads", "mixtures"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "distillation", "quality", "stages", "loss_heads", "mixtures", "decoders"]
+)
 def test_the_readme_says_what_the_published_rows_say_of_speed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
     monkeypatch.syspath_prepend(str(folder))
