@@ -125,7 +125,7 @@ def test_advice_rests_on_no_coefficient_that_is_none() -> None:
 def test_a_grid_as_large_as_the_published_one_tells_some_coefficients() -> None:
     cells, alone = simulate.large_grid(np.random.default_rng(0))
     assert (len(cells), len(alone)) == (700, 73)
-    held = {one.quantity: one for one in simulate.of_coefficients(0)}
+    held = {one.quantity: one for one in simulate.of_coefficients(1)}
     assert tuple(held) == tuple(f"700 cells: {symbol}" for law in SYMBOLS.values() for symbol in law)
     for symbol in ("E", "A", "B", "α", "β", "γ", "c0", "f1"):
         assert 0 < held[f"700 cells: {symbol}"].low < held[f"700 cells: {symbol}"].high < np.inf
