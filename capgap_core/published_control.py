@@ -13,6 +13,8 @@ from capgap_core.laws.grid import Alone, Interval, NotEstimable
 LEVEL = 0.90
 LEFT_OUT = {"parameters": "parameters", "budget": "tokens"}
 """Column whose values are left out in turn → what they are."""
+FOUND = ("fitted_", "without_")
+"""How columns begin that are no measurements, but what the law finds."""
 
 
 def irreducible(frame: pd.DataFrame) -> Interval | NotEstimable:
@@ -30,8 +32,8 @@ def fitted(frame: pd.DataFrame) -> pd.DataFrame:
     ``without_parameters_e`` and its like are what is found where all models of a row's size, or budget, are left out;
     a ``_why`` says why E is not estimable, and then there are no numbers; it is empty where E is.
     """
-    own = _columns("fitted", irreducible(frame))
-    held = frame.assign(**own)
+    frame = frame[[name for name in frame if not str(name).startswith(FOUND)]]
+    held = frame.assign(**_columns("fitted", irreducible(frame)))
     for column in LEFT_OUT:
         prefix = f"without_{column}"
         each = {one: _columns(prefix, irreducible(frame.query(f"{column} != {one}"))) for one in set(frame[column])}
