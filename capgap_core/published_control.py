@@ -32,6 +32,8 @@ def fitted(frame: pd.DataFrame) -> pd.DataFrame:
     ``without_parameters_e`` and its like are what is found where all models of a row's size, or budget, are left out;
     a ``_why`` says why E is not estimable, and then there are no numbers; it is empty where E is.
     """
+    # In one order, whichever they were made in: along a flat valley even the order of a sum counts.
+    frame = frame.sort_values(["parameters", "tokens", "seed"], ignore_index=True)
     frame = frame[[name for name in frame if not str(name).startswith(FOUND)]]
     held = frame.assign(**_columns("fitted", irreducible(frame)))
     for column in LEFT_OUT:
@@ -39,7 +41,7 @@ def fitted(frame: pd.DataFrame) -> pd.DataFrame:
         each = {one: _columns(prefix, irreducible(frame.query(f"{column} != {one}"))) for one in set(frame[column])}
         for name in each[frame[column].iloc[0]]:
             held[name] = [each[one][name] for one in frame[column]]
-    return held.sort_values(["parameters", "tokens", "seed"], ignore_index=True)
+    return held
 
 
 def _columns(prefix: str, found: Interval | NotEstimable) -> dict[str, float | str]:
