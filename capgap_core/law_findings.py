@@ -80,10 +80,19 @@ def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
     if isinstance(apple, NotEstimable):
         return {"apple": apple.why}
     named = [
-        {"student": student, "tokens": tokens, "teacher": interval_of(apple.teacher(student, tokens))}
+        {"student": student, "tokens": tokens, "teacher": interval_of(_measured(apple, apple.teacher(student, tokens)))}
         for student, tokens, _ in cells.curves()
     ]
-    return {"apple": "estimable", "apple_error": apple.error, "apple_teachers": named}
+    return {
+        "apple": "estimable", "apple_error": apple.error, "apple_teachers": named, "apple_ended": apple.ended,
+    }  # fmt: skip
+
+
+def _measured(apple: AppleFit, best: Interval) -> Interval:
+    """Return a best teacher, without its value where it is not measured and rests on coefficients that are none."""
+    if apple.ended and not apple.teachers[0] <= best.value <= apple.teachers[1]:
+        return Interval(value=np.nan, low=best.low, high=best.high)
+    return best
 
 
 def interval_of(interval: Interval) -> list[float | None]:

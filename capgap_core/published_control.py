@@ -6,38 +6,49 @@ import numpy as np
 import pandas as pd
 
 from capgap_core import markdown
-from capgap_core.laws.apple_fit import BOOTSTRAPS, around, draw_supervised, fit_supervised
-from capgap_core.laws.grid import Alone, Interval
+from capgap_core.laws import coefficients
+from capgap_core.laws.apple_fit import fit_supervised
+from capgap_core.laws.grid import Alone, Interval, NotEstimable
 
 LEVEL = 0.90
 LEFT_OUT = {"parameters": "parameters", "budget": "tokens"}
 """Column whose values are left out in turn → what they are."""
+FOUND = ("fitted_", "without_")
+"""How columns begin that are no measurements, but what the law finds."""
 
 
-def irreducible(frame: pd.DataFrame, *, bootstraps: int = BOOTSTRAPS) -> Interval:
-    """Return E of the law L(N, D) that is fitted to these models, in nats, with a bootstrap interval."""
+def irreducible(frame: pd.DataFrame) -> Interval | NotEstimable:
+    """Return E of the law L(N, D) that is fitted to these models, in nats, or why they do not say."""
     alone = Alone(
         parameters=frame["parameters"].to_numpy(np.float64), tokens=frame["tokens"].to_numpy(np.float64),
         loss=frame["nats"].to_numpy(np.float64), teaches=np.zeros(len(frame), dtype=bool),
     )  # fmt: skip
-    law = fit_supervised(alone)
-    return around(law.e, [drawn.e for drawn in draw_supervised(alone, law, bootstraps=bootstraps)], LEVEL)
+    return coefficients.irreducible(alone, fit_supervised(alone), LEVEL)
 
 
-def fitted(frame: pd.DataFrame, *, bootstraps: int = BOOTSTRAPS) -> pd.DataFrame:
+def fitted(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with what their law finds, the same in each: another scipy might end a little elsewhere.
 
-    ``without_parameters_e`` and its like are what is found where all models of a row's size, or budget, are left out.
+    ``without_parameters_e`` and its like are what is found where all models of a row's size, or budget, are left out;
+    a ``_why`` says why E is not estimable, and then there are no numbers; it is empty where E is.
     """
-    found = irreducible(frame, bootstraps=bootstraps)
-    held = frame.assign(fitted_e=found.value, fitted_low=found.low, fitted_high=found.high)
+    # In one order, whichever they were made in: along a flat valley even the order of a sum counts.
+    frame = frame.sort_values(["parameters", "tokens", "seed"], ignore_index=True)
+    frame = frame[[name for name in frame if not str(name).startswith(FOUND)]]
+    held = frame.assign(**_columns("fitted", irreducible(frame)))
     for column in LEFT_OUT:
-        each = {
-            one: irreducible(frame.query(f"{column} != {one}"), bootstraps=bootstraps) for one in set(frame[column])
-        }
-        for end, name in (("value", "e"), ("low", "low"), ("high", "high")):
-            held[f"without_{column}_{name}"] = [getattr(each[one], end) for one in frame[column]]
-    return held.sort_values(["parameters", "tokens", "seed"], ignore_index=True)
+        prefix = f"without_{column}"
+        each = {one: _columns(prefix, irreducible(frame.query(f"{column} != {one}"))) for one in set(frame[column])}
+        for name in each[frame[column].iloc[0]]:
+            held[name] = [each[one][name] for one in frame[column]]
+    return held
+
+
+def _columns(prefix: str, found: Interval | NotEstimable) -> dict[str, float | str]:
+    if isinstance(found, NotEstimable):
+        return {f"{prefix}_e": np.nan, f"{prefix}_low": np.nan, f"{prefix}_high": np.nan, f"{prefix}_why": found.why}
+    numbers = {"e": found.value, "low": found.low, "high": found.high}
+    return {**{f"{prefix}_{name}": value for name, value in numbers.items()}, f"{prefix}_why": ""}
 
 
 def below(frame: pd.DataFrame) -> int:
@@ -71,10 +82,13 @@ def _left_out(frame: pd.DataFrame) -> str:
     for column, unit in LEFT_OUT.items():
         for one, own in frame.groupby(column):
             row = own.iloc[0]
+            left, models = f"{markdown.short(float(str(one)))} {unit}", f"{len(frame) - len(own)}"
+            if row[f"without_{column}_why"]:
+                lines.append([left, models, f"not estimable: {row[f'without_{column}_why']}", "–"])
+                continue
             value, low, high = (float(row[f"without_{column}_{name}"]) for name in ("e", "low", "high"))
             holds = "held" if low <= row["source_nats"] <= high else "**not held**"
-            left = f"{markdown.short(float(str(one)))} {unit}"
-            lines.append([left, f"{len(frame) - len(own)}", f"{value:.4g} ({low:.4g} to {high:.4g})", holds])
+            lines.append([left, models, f"{value:.4g} ({low:.4g} to {high:.4g})", holds])
     return markdown.table(["left out", "models", f"E ({LEVEL:.0%} interval)", "what is known"], lines)
 
 
@@ -84,10 +98,15 @@ def verdict(frame: pd.DataFrame) -> str:
     holds = "holds" if row["fitted_low"] <= row["source_nats"] <= row["fitted_high"] else "does not hold"
     under = below(frame)
     leak = "no model is" if not under else f"**{under} models are, which only a leak explains,**"
+    if row["fitted_why"]:
+        finds = f"does not say E: {row['fitted_why']}"
+    else:
+        finds = (
+            f"has E = {row['fitted_e']:.4f} ({row['fitted_low']:.4f} to {row['fitted_high']:.4f}): the {LEVEL:.0%} "
+            f"interval {holds} it"
+        )
     return (
         f"The source itself loses {row['source_nats']:.4f} on the same {row['measured']:,} tokens "
         f"({row['whole_nats']:.4f} where it reads documents from their beginning); {leak} below it by more than two "
-        f"standard errors ({frame['stderr'].max():.4f} at most). L(N, D) of these {len(frame)} models has "
-        f"E = {row['fitted_e']:.4f} ({row['fitted_low']:.4f} to {row['fitted_high']:.4f}): the {LEVEL:.0%} interval "
-        f"{holds} it."
+        f"standard errors ({frame['stderr'].max():.4f} at most). L(N, D) of these {len(frame)} models {finds}."
     )

@@ -7,6 +7,9 @@ from scipy import stats
 from capgap_core import markdown
 from capgap_core.laws.simulate import LEVEL
 
+WIDE = 10.0
+"""Of its own value: an interval wider than that has no width that is worth a number."""
+
 
 def joined(before: pd.DataFrame | None, frame: pd.DataFrame) -> pd.DataFrame:
     """Return published intervals with those of the sources in ``frame`` replaced."""
@@ -17,7 +20,7 @@ def joined(before: pd.DataFrame | None, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def coverage_table(frame: pd.DataFrame) -> str:
-    """Return how often each interval holds the truth, with a 95% Wilson interval, and how wide it is."""
+    """Return how often each interval holds the truth, with a 95% Wilson interval, how wide it is, and if it ends."""
     lines = []
     for source, quantity in sorted(set(zip(frame["source"], frame["quantity"], strict=True))):
         rows = frame[(frame["source"] == source) & (frame["quantity"] == quantity)]
@@ -26,6 +29,9 @@ def coverage_table(frame: pd.DataFrame) -> str:
         share = stats.binomtest(held, len(rows)).proportion_ci(0.95, method="wilson")
         found = f"{held / len(rows):.3f} ({share.low:.3f} to {share.high:.3f})"
         width = float(np.median((high - low) / np.abs(value)))
-        lines.append([str(source), str(quantity), f"{len(rows):,}", found, f"{width:.1%}"])
-    header = ["grids made from", "quantity", "grids", f"held by the {LEVEL:.0%} interval", "median width"]
+        wide = f"{width:.1%}" if width < WIDE else "over 10 times" if np.isfinite(width) else "no end"
+        ends = f"{np.mean((low > 0) & np.isfinite(high)):.0%}"
+        lines.append([str(source), str(quantity), f"{len(rows):,}", found, wide, ends])
+    held = f"held by the {LEVEL:.0%} interval"
+    header = ["grids made from", "quantity", "grids", held, "median width", "with both ends"]
     return markdown.table(header, lines)

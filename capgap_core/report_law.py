@@ -101,6 +101,12 @@ def verdicts(rows: Sequence[Row], summary: Row) -> list[str]:
         said.append("**No law of the best teacher can be estimated: no cell is in a fit.**")
     if summary["apple"] != "estimable":
         said.append(f"Apple's law: not estimable: {summary['apple']}.")
+    elif summary.get("apple_ended"):
+        said.append(
+            f"Apple's law: the grid does not tell {', '.join(summary['apple_ended'])} apart (the fit ends at a bound): "
+            "single coefficients are no estimates, and what is said of losses and best teachers holds among the "
+            "measured sizes and tokens alone."
+        )
     return said + _source(summary)
 
 
@@ -154,6 +160,8 @@ def _source(summary: Row) -> list[str]:
         f"{summary['source_nats']:.4f} nats (± {summary['source_stderr']:.4f} over other rows) on the rows that models "
         "are measured on: none can lose less, but by chance."
     )
+    if summary.get("irreducible_why"):
+        return [f"{said} Apple's law does not say E: {summary['irreducible_why']}."]
     if summary["irreducible"] is None:
         return [said]
     value, low, high = summary["irreducible"]

@@ -1,7 +1,8 @@
-"""Make the published grid of a law: ``python -m flows.law_study run | name | test | table``.
+"""Make the published grid of a law: ``python -m flows.law_study run | name | test | find | table``.
 
 ``run`` trains the grid, ``name`` fits every law to it and keeps what each names and predicts for students that nobody
-has trained, ``test`` trains these, and ``table`` writes what came of it into the README. What ``name`` has written is
+has trained, ``test`` trains these, ``find`` fits the laws to the published rows again and trains nothing, and ``table``
+writes what came of it into the README. What ``name`` has written is
 committed before ``test`` is run.
 """
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return results.show_table(MODELS, results.README, check=given.check, table=_table, name="law_study")
     if given.command == "name":
         return results.status_of(name, NAMED)
+    if given.command == "find":
+        return results.status_of(find, FINDINGS)
     return results.status_of(lambda: make(given), MODELS)
 
 
@@ -44,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--threads", type=int, default=None)
         one.add_argument("--root", type=Path, default=default_root(), metavar="DIR", help="the store")
     commands.add_parser("name", help="keep what every law names for the students that are held out")
+    commands.add_parser("find", help="fit the laws to the published rows again, and publish what they say")
     table = commands.add_parser("table", help="write what is published into the README")
     table.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README differs")
     return top
@@ -76,10 +80,19 @@ def publish(study: Any, new: pd.DataFrame, kind: str) -> None:
 
 def name() -> None:
     """Write what every law of the published grid names and predicts for the students that are held out."""
+    results.write(NAMED, importlib.import_module("capgap_core.law_study").predictions(_grid("name")))
+
+
+def find() -> None:
+    """Write what the published rows say."""
+    results.write(FINDINGS, importlib.import_module("capgap_core.law_study").findings(_grid("find")))
+
+
+def _grid(command: str) -> pd.DataFrame:
     frame = _read(MODELS)
     if frame is None:
-        raise InputFaults([fault("name", str(MODELS), "there is no grid yet", "Run run first.")])
-    results.write(NAMED, importlib.import_module("capgap_core.law_study").predictions(frame))
+        raise InputFaults([fault(command, str(MODELS), "there is no grid yet", "Run run first.")])
+    return frame
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -12,6 +12,7 @@ Losses are nats for a token. Everything is computed in logarithms: 1/f1 is about
 themselves overflow. The teacher counts through its loss alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
 from typing import TypeVar
 
@@ -89,6 +90,13 @@ PUBLISHED_DISTILLED = Distilled(
     a=2243, b=24181, alpha=0.321, beta=0.637, gamma=0.764, c0=2.549, c1=522.6, f1=0.090, d1=1.315
 )
 """Of English text (C4), a vocabulary of about 32,000 and models of 143M to 12.6B; other data have others."""
+
+
+SYMBOLS: Mapping[type, tuple[str, ...]] = {
+    Supervised: ("E", "A", "B", "α", "β", "γ"),
+    Distilled: ("A'", "B'", "α'", "β'", "γ'", "c0", "c1", "f1", "d1"),
+}
+"""What the coefficients are called, in the order of the fields."""
 
 
 def log_supervised(vector: Floats, log_n: ArrayLike, log_d: ArrayLike) -> tuple[Floats, Floats]:

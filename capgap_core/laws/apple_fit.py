@@ -8,7 +8,13 @@ rules are absolute. Which starts were used could not be verified; these are our 
 small grid does not tell apart from running away.
 
 A bootstrap draws normal errors of the size of the residuals, √(n / (n - p)) larger for what p coefficients took of
-them, and not the cells themselves: a small grid without one of its cells may not hold a coefficient at all.
+them, and not the cells themselves: a small grid without one of its cells may not hold a coefficient at all. It is for
+losses and best teachers: to begin each of its fits at two further optima as well widens none of these intervals, and
+those of single coefficients are made otherwise (``coefficients``).
+
+A coefficient that ends at its bound is no estimate. What the law says of losses and best teachers may still be sound
+among the sizes and tokens that were measured: intervals of simulated grids whose fit has ended so hold as often as
+others.
 """
 
 import itertools
@@ -18,7 +24,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy.optimize import minimize
 
-from capgap_core.laws.apple import Distilled, Supervised, log_distilled, log_supervised
+from capgap_core.laws.apple import SYMBOLS, Distilled, Supervised, log_distilled, log_supervised
 from capgap_core.laws.grid import Alone, Cells, Floats, Interval, NotEstimable
 
 DELTA, PUBLISHED_DELTA = 1e-2, 1e-4
@@ -39,6 +45,8 @@ BOUNDS = {
     "e": (1e-3, 20.0), "a": (1e-6, 1e15), "b": (1e-6, 1e15), "alpha": (1e-3, 4.0), "beta": (1e-3, 4.0),
     "gamma": (1e-2, 20.0), "c0": (1e-3, 50.0), "c1": (1e-4, 1e6), "f1": (1e-3, 10.0), "d1": (0.2, 5.0),
 }  # fmt: skip
+AT_BOUND = 1e-6
+"""How close the logarithm of a coefficient is to its bound where it has ended there."""
 FEWEST = {"student": (3, "sizes of student"), "tokens": (2, "token budgets of one student"), "teacher": (4, "teachers")}
 """Column of the cells → how many different values it has at least, and what they are."""
 REACH = 3.0
@@ -67,6 +75,11 @@ class AppleFit:
     """Sizes of the grid's teachers, ascending, and what each of them loses. Where tokens of some are not known, no law
     says what a teacher of another size would lose: the best teacher is one of these."""
 
+    @property
+    def ended(self) -> list[str]:
+        """Return the symbols of the coefficients that the grid does not tell apart: the fit ends at their bounds."""
+        return [*ended(self.supervised), *ended(self.distilled)]
+
     def loss(self, student: float, tokens: float, teacher_loss: float, level: float = 0.90) -> Interval:
         """Return the loss of a new student in nats, with an interval in which a measurement of it lies."""
         best = _loss(self.supervised, self.distilled, student, tokens, teacher_loss)
@@ -80,10 +93,6 @@ class AppleFit:
             float(law.loss(parameters, tokens)[0]) for law in (self.supervised, *(s for s, _ in self.drawn))
         )
         return around(best, drawn, level)
-
-    def irreducible(self, level: float = 0.90) -> Interval:
-        """Return E, in nats: the loss that neither parameters nor tokens take away."""
-        return around(self.supervised.e, [s.e for s, _ in self.drawn], level)
 
     def teacher(self, student: float, tokens: float, level: float = 0.90) -> Interval:
         """Return the size of the best teacher, looked for up to ``REACH`` times beyond the measured ones.
@@ -142,27 +151,15 @@ class AppleFit:
 def fit_supervised(alone: Alone, *, delta: float = DELTA) -> Supervised:
     """Return the coefficients of L(N, D) for models that learned without a teacher."""
     given = (np.log(alone.parameters), np.log(alone.tokens))
-    starts = _starts(SUPERVISED_STARTS)
-    return Supervised.of(_minimised(log_supervised, given, np.log(alone.loss), starts, _bounds(Supervised), delta))
-
-
-def draw_supervised(
-    alone: Alone, supervised: Supervised, *, delta: float = DELTA, bootstraps: int = BOOTSTRAPS, seed: int = 0
-) -> list[Supervised]:
-    """Return fits to the same models with other errors, drawn as those of ``fit_apple``, of a law without teachers."""
-    given = (np.log(alone.parameters), np.log(alone.tokens))
-    exact = log_supervised(supervised.vector(), *given)[0]
-    error = _error(np.log(alone.loss) - exact, Supervised)
-    draw, start = np.random.default_rng([seed, 0]), [supervised.vector()]
-    moved = (exact + draw.normal(0.0, error, len(exact)) for _ in range(bootstraps))
-    return [Supervised.of(_minimised(log_supervised, given, one, start, _bounds(Supervised), delta)) for one in moved]
+    starts = starts_of(SUPERVISED_STARTS)
+    return Supervised.of(_minimised(log_supervised, given, np.log(alone.loss), starts, bounds_of(Supervised), delta))
 
 
 def fit_distilled(cells: Cells, supervised: Supervised, *, delta: float = DELTA) -> Distilled:
     """Return the coefficients of the gap between students and their teachers."""
     given = _given(cells, supervised)
-    starts = _starts(DISTILLED_STARTS)
-    return Distilled.of(_minimised(log_distilled, given, np.log(cells.loss), starts, _bounds(Distilled), delta))
+    starts = starts_of(DISTILLED_STARTS)
+    return Distilled.of(_minimised(log_distilled, given, np.log(cells.loss), starts, bounds_of(Distilled), delta))
 
 
 def fit_apple(
@@ -185,7 +182,7 @@ def fit_apple(
     given = (np.log(alone.parameters), np.log(alone.tokens))
     of_alone = log_supervised(supervised.vector(), *given)[0]
     of_cells = log_distilled(distilled.vector(), *_given(cells, supervised))[0]
-    errors = (_error(np.log(alone.loss) - of_alone, Supervised), _error(np.log(cells.loss) - of_cells, Distilled))
+    errors = (error_of(np.log(alone.loss) - of_alone, Supervised), error_of(np.log(cells.loss) - of_cells, Distilled))
     draw = np.random.default_rng([seed, 0])
     drawn: list[tuple[Supervised, Distilled]] = []
     for _ in range(bootstraps):
@@ -194,9 +191,9 @@ def fit_apple(
             of_cells + draw.normal(0.0, errors[1], len(of_cells)),
         )
         start = [supervised.vector()]
-        s = Supervised.of(_minimised(log_supervised, given, moved[0], start, _bounds(Supervised), delta))
+        s = Supervised.of(_minimised(log_supervised, given, moved[0], start, bounds_of(Supervised), delta))
         start = [distilled.vector()]
-        d = Distilled.of(_minimised(log_distilled, _given(cells, s), moved[1], start, _bounds(Distilled), delta))
+        d = Distilled.of(_minimised(log_distilled, _given(cells, s), moved[1], start, bounds_of(Distilled), delta))
         drawn.append((s, d))
     theirs, first = np.unique(cells.teacher, return_index=True)
     return AppleFit(
@@ -243,11 +240,13 @@ def _minimised(
     return min(found, key=lambda result: result.fun).x
 
 
-def _starts(values: Mapping[str, tuple[float, ...]]) -> list[Floats]:
+def starts_of(values: Mapping[str, tuple[float, ...]]) -> list[Floats]:
+    """Return the vector of each point of a grid of starts."""
     return [np.log(point) for point in itertools.product(*values.values())]
 
 
-def _bounds(law: type[Supervised | Distilled]) -> list[tuple[float, float]]:
+def bounds_of(law: type[Supervised | Distilled]) -> list[tuple[float, float]]:
+    """Return the least and the largest logarithm of each coefficient."""
     return [(float(np.log(BOUNDS[f.name][0])), float(np.log(BOUNDS[f.name][1]))) for f in fields(law)]
 
 
@@ -256,7 +255,14 @@ def _given(cells: Cells, supervised: Supervised) -> tuple[Floats, ...]:
     return log_n, log_d, np.log(cells.teacher_loss), log_supervised(supervised.vector(), log_n, log_d)[0]
 
 
-def _error(residual: Floats, law: type[Supervised | Distilled]) -> float:
+def ended(law: Supervised | Distilled) -> list[str]:
+    """Return the symbols of the coefficients that a fit has left at one of their bounds: it does not estimate them."""
+    near = np.isclose(law.vector()[:, None], bounds_of(type(law)), rtol=0.0, atol=AT_BOUND).any(axis=1)
+    return [symbol for symbol, at in zip(SYMBOLS[type(law)], near, strict=True) if at]
+
+
+def error_of(residual: Floats, law: type[Supervised | Distilled]) -> float:
+    """Return the standard deviation of residuals that the coefficients of a law were fitted to."""
     left = max(1, len(residual) - len(fields(law)))
     return float(np.sqrt((residual**2).sum() / left))
 

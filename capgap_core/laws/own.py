@@ -1,6 +1,8 @@
 """Which teacher a student wants, by the laws of a grid of one's own; each answer has an interval, or why there is none.
 
-A student more than ``REACH`` times beyond the measured sizes or tokens gets an interval and no point.
+A student more than ``REACH`` times beyond the measured sizes or tokens gets an interval and no point. Apple's law gives
+one that is beyond them at all no point either where its fit ends at a bound of a coefficient: there all coefficients
+count, and that one is no estimate.
 """
 
 from collections import Counter
@@ -70,8 +72,10 @@ def _by_apple(fits: Fits, student: float, tokens: float, beyond: str) -> Answer:
     if isinstance(apple, NotEstimable):
         return said(teacher=None, says=f"not estimable: {apple.why}")
     held = apple.teacher(student, tokens, LEVEL)
+    reach = 1.0 if apple.ended else REACH
+    beyond = beyond or _beyond(fits, student, tokens, reach)
     if beyond or not np.isfinite(held.value):
-        return _answer(fits, held, tokens, student, beyond, said)
+        return _answer(fits, held, tokens, student, beyond, said, apple.ended)
     theirs = float(apple.teacher_loss(np.array([held.value]))[0])
     loss, alone = apple.loss(student, tokens, theirs, LEVEL), apple.alone(student, tokens, LEVEL)
     if fits.teacher_tokens is None:
@@ -79,43 +83,50 @@ def _by_apple(fits: Fits, student: float, tokens: float, beyond: str) -> Answer:
     more = partial(
         said, loss=loss.value, loss_low=loss.low, loss_high=loss.high, alone=alone.value, alone_low=alone.low,
         alone_high=alone.high,
-        break_even=first_useless(_tokens(fits), apple.supervised, apple.distilled, student, theirs),
+        break_even=first_useless(_tokens(fits, reach), apple.supervised, apple.distilled, student, theirs),
     )  # fmt: skip
-    return _answer(fits, held, tokens, student, beyond, more)
+    return _answer(fits, held, tokens, student, beyond, more, apple.ended)
 
 
-def _answer(fits: Fits, held: Interval, tokens: float, student: float, beyond: str, said: "partial[Answer]") -> Answer:
+def _answer(
+    fits: Fits, held: Interval, tokens: float, student: float, beyond: str, said: "partial[Answer]",
+    ended: Sequence[str] = (),
+) -> Answer:  # fmt: skip
     low, high = (float(x) if np.isfinite(x) and x > 0 else None for x in (held.low, held.high))
+    apart = f"; the grid does not tell {', '.join(ended)} apart" if ended else ""
     if beyond:
-        return said(teacher=None, low=low, high=high, says=f"{beyond}: an interval and no point")
+        return said(teacher=None, low=low, high=high, says=f"{beyond}: an interval and no point{apart}")
     if not np.isfinite(held.value):
         return said(teacher=None, low=low, high=high, says="the best teacher lies beyond 3 times the measured ones")
     teacher = float(held.value)
-    if Range(low=float(fits.cells.teacher.min()), high=float(fits.cells.teacher.max())).beyond(teacher):
-        return said(teacher=None, low=low, high=high, says="beyond 3 times the measured teachers: no point")
+    measured = Range(low=float(fits.cells.teacher.min()), high=float(fits.cells.teacher.max()))
+    if measured.beyond(teacher, 1.0 if ended else REACH):
+        far = "beyond" if ended else f"beyond {REACH:g} times"
+        return said(teacher=None, low=low, high=high, says=f"{far} the measured teachers: no point{apart}")
     spent = None if fits.teacher_tokens is None else 6.0 * fits.teacher_tokens * teacher**2
     return said(
-        teacher=teacher, low=low, high=high, says="with a 90% interval",
+        teacher=teacher, low=low, high=high, says=f"with a 90% interval{apart}",
         flops=training_flops(student, tokens, teacher), teacher_flops=spent,
     )  # fmt: skip
 
 
-def _beyond(fits: Fits, student: float, tokens: float) -> str:
+def _beyond(fits: Fits, student: float, tokens: float, reach: float = REACH) -> str:
     """Return in what a student is far from those that were measured; nothing where it is near."""
     if not len(fits.cells):
         return ""
     asked = {"parameters": (student, fits.cells.student), "tokens": (tokens, fits.cells.tokens)}
+    times = "" if reach == 1.0 else f"{reach:g} times "
     far = [
-        f"{short(value)} {what} are beyond 3 times what was measured ({_range(column)})"
+        f"{short(value)} {what} are beyond {times}what was measured ({_range(column)})"
         for what, (value, column) in asked.items()
-        if Range(low=float(column.min()), high=float(column.max())).beyond(value)
+        if Range(low=float(column.min()), high=float(column.max())).beyond(value, reach)
     ]
     return "; ".join(far)
 
 
-def _tokens(fits: Fits) -> Floats:
-    """Return tokens up to ``REACH`` times beyond the measured ones."""
-    return np.geomspace(fits.cells.tokens.min() / REACH, fits.cells.tokens.max() * REACH, 500)
+def _tokens(fits: Fits, reach: float) -> Floats:
+    """Return tokens up to ``reach`` times beyond the measured ones."""
+    return np.geomspace(fits.cells.tokens.min() / reach, fits.cells.tokens.max() * reach, 500)
 
 
 def _range(column: Floats) -> str:

@@ -26,9 +26,9 @@ class Range:
     low: float
     high: float
 
-    def beyond(self, value: float) -> bool:
-        """Return whether a value lies more than ``REACH`` times outside."""
-        return not self.low / REACH <= value <= self.high * REACH
+    def beyond(self, value: float, reach: float = REACH) -> bool:
+        """Return whether a value lies more than ``reach`` times outside."""
+        return not self.low / reach <= value <= self.high * reach
 
 
 APPLE_PARAMETERS, APPLE_TOKENS = Range(low=143e6, high=12.6e9), Range(low=4e9, high=512e9)

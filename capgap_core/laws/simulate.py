@@ -7,14 +7,15 @@ teacher as it is.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from capgap_core.laws.apple import PUBLISHED_DISTILLED, PUBLISHED_SUPERVISED
-from capgap_core.laws.apple_fit import DELTA, PUBLISHED_DELTA, fit_apple
+from capgap_core.laws.apple import PUBLISHED_DISTILLED, PUBLISHED_SUPERVISED, SYMBOLS
+from capgap_core.laws.apple_fit import DELTA, PUBLISHED_DELTA, fit_apple, fit_distilled, fit_supervised
+from capgap_core.laws.coefficients import of_both
 from capgap_core.laws.grid import Alone, Cells, Floats, Interval, NotEstimable
 from capgap_core.laws.line import PUBLISHED_INTERCEPT, PUBLISHED_SLOPE, fit_power, straight
 from capgap_core.laws.optimum import optima
@@ -23,7 +24,7 @@ LEVEL = 0.90
 M = 20.0
 """Tokens for each parameter of a simulated teacher."""
 
-Source = Literal["apple", "apple, δ = 1e-4", "power", "straight"]
+Source = Literal["apple", "apple, δ = 1e-4", "apple, coefficients", "power", "straight"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,44 @@ def of_apple(
     yield _held(source, name + "T*", grid, float(sizes[curve.argmin()]), found.teacher(student, tokens, LEVEL))
 
 
+def large_grid(draw: np.random.Generator, *, noise: float = SMALL.noise) -> tuple[Cells, Alone]:
+    """Return about as many runs as the published law was fitted to: 700 distilled and 73 alone, of one seed each.
+
+    10 teachers of 198M to 7.75B, 7 students of 143M to 2.72B and 10 token budgets of 4B to 512B; alone the teachers,
+    and 9 sizes of 143M to 12.6B on 7 of such budgets. Which sizes met which budgets there was not published.
+    """
+    shape = Shape(teachers=10, students=7, budgets=10, seeds=1, noise=noise)
+    teachers, tokens = np.geomspace(198e6, 7.75e9, shape.teachers), (4e9, 512e9)
+    theirs = _noisy(PUBLISHED_SUPERVISED.loss(teachers, M * teachers), shape, draw)
+    student, given, which = _crossed(
+        np.geomspace(143e6, 2.72e9, shape.students), np.geomspace(*tokens, shape.budgets),
+        np.arange(float(shape.teachers)),
+    )  # fmt: skip
+    place = which.astype(np.int64)
+    exact = PUBLISHED_DISTILLED.loss(student, given, theirs[place], PUBLISHED_SUPERVISED)
+    cells = Cells(
+        student=student, tokens=given, teacher=teachers[place], teacher_loss=theirs[place],
+        loss=_noisy(exact, shape, draw), seed=np.zeros(len(student), dtype=np.int64),
+    )  # fmt: skip
+    size, own = _crossed(np.geomspace(143e6, 12.6e9, 9), np.geomspace(*tokens, 7))
+    controls = _noisy(PUBLISHED_SUPERVISED.loss(size, own), shape, draw)
+    alone = Alone(
+        parameters=np.append(size, teachers), tokens=np.append(own, M * teachers), loss=np.append(controls, theirs),
+        teaches=np.arange(len(size) + len(teachers)) >= len(size),
+    )  # fmt: skip
+    return cells, alone
+
+
+def of_coefficients(grid: int) -> Iterator[Held]:
+    """Yield every coefficient of Apple's law, of a grid about as large as theirs."""
+    cells, alone = large_grid(np.random.default_rng([grid, 3]))
+    supervised = fit_supervised(alone)
+    found = of_both(cells, alone, supervised, fit_distilled(cells, supervised), LEVEL)
+    for law in (PUBLISHED_SUPERVISED, PUBLISHED_DISTILLED):
+        for symbol, truth in zip(SYMBOLS[type(law)], astuple(law), strict=True):
+            yield _held("apple, coefficients", f"{len(cells)} cells: {symbol}", grid, truth, found[symbol])
+
+
 def of_power(grid: int, *, shape: Shape = CURVES) -> Iterator[Held]:
     """Yield the exponent, the ratio, and the best teacher of a new student by the power and by the ratio."""
     draw = np.random.default_rng([grid, 1])
@@ -150,6 +189,7 @@ def of_straight(grid: int, *, students: int = 8, noise: float = 0.02) -> Iterato
 SOURCES: dict[Source, Callable[[int], Iterator[Held]]] = {
     "straight": of_straight, "power": of_power, "apple": of_apple,
     "apple, δ = 1e-4": partial(of_apple, source="apple, δ = 1e-4", delta=PUBLISHED_DELTA),
+    "apple, coefficients": of_coefficients,
 }  # fmt: skip
 
 

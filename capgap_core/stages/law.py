@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from capgap_core import hmm, report_law, tables
 from capgap_core.ladder import MOST_EPOCHS, Begin, data_limited
 from capgap_core.law_findings import grid_of, interval_of, null, optimum_row, summary_of
-from capgap_core.laws.apple_fit import AppleFit
+from capgap_core.laws.coefficients import irreducible
 from capgap_core.laws.fits import Fits, fits_of
 from capgap_core.laws.grid import NotEstimable
 from capgap_core.laws.rivals import left_out
@@ -93,7 +93,7 @@ def run(
     judged = [null(vars(one)) for one in left_out(cells, alone, teacher_tokens=recipe.teacher_tokens)]
     tables.write(out_dir / "optima.parquet", "optima", best)
     tables.write(out_dir / "rivals.parquet", "rivals", judged)
-    summary = {**summary_of(fits, rows), **_known(recipe.control, inputs, fits.apple)}
+    summary = {**summary_of(fits, rows), **_known(recipe.control, inputs, fits)}
     figures = _figures(fits)
     for name, png in figures.items():
         (out_dir / f"{name}.png").write_bytes(png)
@@ -158,12 +158,17 @@ def _facts(item: Input) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _known(control: Control | None, inputs: Mapping[str, Input], apple: AppleFit | NotEstimable) -> dict[str, Any]:
+def _known(control: Control | None, inputs: Mapping[str, Input], fits: Fits) -> dict[str, Any]:
     """Return what the control's source loses on the same rows, and what the law takes that for; else nothing."""
     if control is None:
         return {}
     text = inputs["text"]
     assert isinstance(text, Reference)
     known = hmm.on_part(text.table(PART), control.length, most=control.rows)
-    found = None if isinstance(apple, NotEstimable) else interval_of(apple.irreducible())
-    return {"source_nats": known.nats, "source_stderr": known.stderr, "irreducible": found}
+    said: dict[str, Any] = {"source_nats": known.nats, "source_stderr": known.stderr, "irreducible": None}
+    if isinstance(fits.apple, NotEstimable):
+        return said
+    found = irreducible(fits.alone, fits.apple.supervised)
+    if isinstance(found, NotEstimable):
+        return {**said, "irreducible_why": found.why}
+    return {**said, "irreducible": interval_of(found)}

@@ -13,6 +13,7 @@ from capgap_core import hmm, law, law_control, published_control, report_law, ta
 from capgap_core.build import build
 from capgap_core.ladder import Ladder
 from capgap_core.laws.apple import Supervised
+from capgap_core.laws.grid import NotEstimable
 from capgap_core.lm_recipes import LmObjective
 from capgap_core.progress import Silent
 from capgap_core.recipes import Execution
@@ -98,6 +99,14 @@ def test_what_the_law_finds_stands_beside_what_is_known(low: float, words: str) 
     assert f"Apple's law finds E = 1.8000 ({low:.4f} to 1.9000, 90%), {words}." in said
 
 
+def test_what_the_law_does_not_say_is_told() -> None:
+    said = report_law.verdicts([], {**SUMMARY, "irreducible": None, "irreducible_why": "any E below 2 fits"})[-1]
+    assert said.endswith("Apple's law does not say E: any E below 2 fits.")
+    (said,) = [one for one in report_law.verdicts([], {**SUMMARY, "irreducible": None, "apple_ended": ["B'", "c1"]})
+               if one.startswith("Apple's law")]  # fmt: skip
+    assert "does not tell B', c1 apart (the fit ends at a bound)" in said
+
+
 def published(noise: float) -> pd.DataFrame:
     """Rows of models that follow a law with E = 1.76."""
     law_of = Supervised(e=1.76, a=28.0, b=9e3, alpha=0.5, beta=0.8, gamma=0.9)
@@ -113,19 +122,25 @@ def published(noise: float) -> pd.DataFrame:
 
 def test_the_law_finds_the_loss_that_is_known() -> None:
     found = published_control.irreducible(published(1e-4))
+    assert not isinstance(found, NotEstimable)
     assert found.value == pytest.approx(1.76, abs=0.02)
     assert found.low < 1.76 < found.high < found.low + 0.1
 
 
 def test_the_table_says_what_is_found_and_what_only_a_leak_explains() -> None:
-    frame = published_control.fitted(published(3e-3), bootstraps=3)
+    frame = published_control.fitted(published(3e-3))
     text = published_control.control_table(frame)
     first = frame.iloc[0]
     assert f"| 3k | {first['nats']:.4f} (+{first['nats'] - 1.76:.4f}) |" in text
     assert "no model is below it" in text
     assert text.count("| 9 |") == 4
     assert text.count("| 8 |") == 3
-    wrong = frame.assign(nats=frame["nats"].where(frame["parameters"] < 100_000, 1.74), fitted_low=1.8)
+    wrong = frame.assign(nats=frame["nats"].where(frame["parameters"] < 100_000, 1.74), fitted_low=1.8, fitted_why="")
     text = published_control.control_table(wrong)
     assert "3 models are, which only a leak explains," in text
     assert "does not hold it" in text
+    assert "nan" not in text
+    silent = frame.assign(fitted_why="any E below 2 fits", without_budget_why="any E fits")
+    text = published_control.control_table(silent)
+    assert "does not say E: any E below 2 fits." in text
+    assert text.count("| 8 | not estimable: any E fits | – |") == 3

@@ -32,7 +32,11 @@ def test_the_table_counts_what_intervals_hold() -> None:
         for i, high in enumerate([2.1, 2.1, 2.1, 1.95])
     ]
     table = published_law.coverage_table(pd.DataFrame(rows))
-    assert "| straight | slope | 4 | 0.750 (0.301 to 0.954) | 10.0% |" in table
+    assert "| straight | slope | 4 | 0.750 (0.301 to 0.954) | 10.0% | 100% |" in table
+    open_ended = [{**row, "high": float("inf") if row["grid"] else 2.1} for row in rows]
+    assert "| no end | 25% |" in published_law.coverage_table(pd.DataFrame(open_ended))
+    wide = [{**row, "high": 50.0} for row in rows]
+    assert "| over 10 times | 100% |" in published_law.coverage_table(pd.DataFrame(wide))
 
 
 def test_the_readme_shows_what_is_published() -> None:

@@ -30,10 +30,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         patch.setattr(results, "README", readme)
         assert law_study.main(["test", *words]) == 2, "before a law has named anything"
         assert law_study.main(["name"]) == 2, "before there is a grid"
+        assert law_study.main(["find"]) == 2, "before there is a grid"
         assert law_study.main(["run", *words]) == 0
         shutil.copy(files["MODELS"], folder / "before.parquet")
         assert law_study.main(["name"]) == 0
         assert law_study.main(["test", *words]) == 0
+        found = files["FINDINGS"].read_bytes()
+        files["FINDINGS"].unlink()
+        assert law_study.main(["find"]) == 0
+        assert files["FINDINGS"].read_bytes() == found, "nothing was trained again, and the same is found"
         assert law_study.main(["table"]) == 0
         assert law_study.main(["table", "--check"]) == 0
     return {**files, "before": folder / "before.parquet", "readme": readme}
