@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from capgap_core import ladder as ladders
+from capgap_core.errors import StageFailed
 from capgap_core.given_text import VOCABULARY
 from capgap_core.ladder import Cell, Ladder
 from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
@@ -76,6 +77,7 @@ def grid_of(checked: CheckedLaw) -> Grid:
 def fill(grid: Grid, call: Caller) -> Reference:
     """Train every teacher and every student of the grid, and fit the laws; return the stage ``law``."""
     text = call("text", grid.text, {}, role="", execution=grid.execution)
+    _long_enough(text, grid.training.length)
     teachers: dict[Sizes, Reference] = {}
     for shape, tokens in ladders.teachers(grid.ladder):
         one = Cell(student=shape, tokens=tokens, teacher=None, seed=grid.ladder.seeds[0])
@@ -102,6 +104,14 @@ def fill(grid: Grid, call: Caller) -> Reference:
     inputs |= {f"cell_{i}": one for i, one in enumerate(made)}
     inputs |= {"text": text} if recipe.control else {}
     return call("law", recipe, inputs, role="", execution=grid.execution)
+
+
+def _long_enough(text: Reference, length: int) -> None:
+    """Raise where a part is not two rows: one row has no error. Tokens of more than a byte are known only now."""
+    for part, tokens in sorted(text.summary["tokens"].items()):
+        if tokens < 2 * length:
+            rule = f"{part} has {tokens:,} tokens: not two rows of {length}"
+            raise StageFailed("text", rule, "Give training.length fewer, or more text.")
 
 
 def _control(grid: Grid, text: Reference) -> law_stage.Control | None:

@@ -117,9 +117,7 @@ def _figures(fits: Fits) -> dict[str, bytes]:
 
 def _rows(recipe: Recipe, inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
     """Return a row for each teacher and each student."""
-    theirs = {
-        t.parameters: {**_facts(inputs[f"teacher_{i}"]), "tokens": t.tokens} for i, t in enumerate(recipe.teachers)
-    }
+    theirs = {t.parameters: _taught_on(t.tokens, _facts(inputs[f"teacher_{i}"])) for i, t in enumerate(recipe.teachers)}
     rows: list[dict[str, Any]] = [
         {"role": "teacher", "teacher": None, "teacher_nats": None, "seed": None, **facts} for facts in theirs.values()
     ]
@@ -137,6 +135,16 @@ def _rows(recipe: Recipe, inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
     return sorted(
         rows, key=lambda r: (order.index(r["role"]), r["parameters"], r["tokens"], r["teacher"] or 0, r["seed"] or 0)
     )
+
+
+def _taught_on(tokens: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a teacher that was given so many tokens.
+
+    By these it is limited or not: steps are whole and the first token of a document is no target, so that of short
+    documents it has learned from fewer.
+    """
+    limited = data_limited(tokens / facts["parameters"], facts["epochs"])
+    return {**facts, "tokens": tokens, "data_limited": limited}
 
 
 def _facts(item: Input) -> dict[str, Any]:
