@@ -74,11 +74,12 @@ def held_out(sizes: Mapping[str, int], *, seed: str, parts: Sequence[str] = ("va
     order = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     wanted = HELD_OUT * sum(sizes.values())
     taken: dict[str, str] = {}
-    for part, names in zip(parts, (order, order[::-1]), strict=False):
+    for number, (part, names) in enumerate(zip(parts, (order, order[::-1]), strict=False)):
         left = [name for name in names if name not in taken]
         filled = 0
+        others = len(parts) - number  # one document for each part that follows, and one that is not held out
         for name in left:
-            if filled < wanted and filled + sizes[name] <= _EXCEEDED * wanted:
+            if len(sizes) - len(taken) > others and filled < wanted and filled + sizes[name] <= _EXCEEDED * wanted:
                 taken[name] = part
                 filled += sizes[name]
         if not filled:

@@ -35,7 +35,7 @@ class GivenText:
 
 def look(p: Law, wrong: set[str], *, cache: Cache) -> tuple[GivenText | None, list[Fault]]:
     """Return what was given and every fault of it; what is ``wrong`` already is not looked at."""
-    tokenizer, faults = _tokenizer(p) if not wrong & {"data", "data.tokenizer", "data.vocabulary"} else (None, [])
+    tokenizer, faults = _tokenizer(p) if not wrong & {"data", "data.tokenizer"} else (None, [])
     if wrong & READING:
         return None, faults
     try:

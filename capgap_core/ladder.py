@@ -6,6 +6,7 @@ nearest to it among those with heads of 16, a feed-forward width of 8/3 of the h
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -71,17 +72,30 @@ class Ladder(Recipe):
     def _one_name(cls, given: object) -> object:
         return (given,) if isinstance(given, str) else given
 
+    @field_validator("teachers", "given", "students", "budgets", "seeds")
+    @classmethod
+    def _distinct(cls, given: tuple[float | str, ...]) -> tuple[float | str, ...]:
+        if twice := [value for value, count in Counter(given).items() if count > 1]:
+            raise ValueError(f"{twice[0]} stands there more than once")
+        return given
+
+    @field_validator("teachers", "students")
+    @classmethod
+    def _shaped(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        """Refuse sizes that no shape has, and two that come to the same one."""
+        found: dict[Sizes, float] = {}
+        for size in given:
+            shape = sizes_for(size)
+            if shape in found:
+                same = f"{found[shape]:g} and {size:g} come to the same shape, of {shape.parameters():,} parameters"
+                raise ValueError(f"{same}: give sizes further apart")
+            found[shape] = size
+        return given
+
     @model_validator(mode="after")
-    def _distinct(self) -> "Ladder":
+    def _someone_teaches(self) -> "Ladder":
         if not self.teachers and not self.given:
             raise ValueError("there is no teacher: give sizes of teachers, or some that are there (given)")
-        for name in ("teachers", "given", "students", "budgets", "seeds"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"each of {name} may stand there once")
-        for name in ("teachers", "students"):
-            shapes = [sizes_for(size) for size in getattr(self, name)]
-            if len(set(shapes)) != len(shapes):
-                raise ValueError(f"two of {name} come to the same shape: give sizes further apart")
         return self
 
 
@@ -113,7 +127,12 @@ def sizes_for(parameters: float) -> Sizes:
     return min(near, key=lambda shape: _distance(shape, parameters))
 
 
-def _shapes() -> Iterator[Sizes]:
+@cache
+def _shapes() -> tuple[Sizes, ...]:
+    return tuple(_every_shape())
+
+
+def _every_shape() -> Iterator[Sizes]:
     for hidden in [*range(HEAD, 512, HEAD), *range(512, WIDEST + 1, 128)]:
         middle = max(1, round(hidden / ASPECT))
         for layers in range(math.ceil(hidden / (2 * ASPECT)), 2 * middle + 1):
@@ -164,6 +183,6 @@ def cells(ladder: Ladder, given: Sequence[int] = ()) -> list[Cell]:
 
 
 def data_limited(tokens_per_parameter: float, epochs: float) -> bool:
-    """Return whether a teacher is limited by its data: it stands in plots, and in no fit."""
-    # The first token of a document is no target: one that was given just enough text has learned from a little less.
+    """Return whether a teacher that was given so many tokens is limited by them: it stands in plots, and in no fit."""
+    # Those who ask for just enough may mean a round number, or steps of their own.
     return tokens_per_parameter < 0.99 * FEWEST_TOKENS or epochs > MOST_EPOCHS

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from capgap_core import ladder as ladders, law_of_runs, lm_slices
 from capgap_core.at_once import Together, several
+from capgap_core.errors import StageFailed
 from capgap_core.given_lms import SCRATCH, GivenLm
 from capgap_core.given_runs import CheckedRuns
 from capgap_core.given_text import VOCABULARY
@@ -91,6 +92,7 @@ def grid_of(checked: CheckedLaw) -> Grid:
 def fill(grid: Grid, call: Caller) -> Reference:
     """Make every teacher and every student of the grid, and fit the laws; return the stage ``law``."""
     text = call("text", grid.text, {}, role="", execution=grid.execution)
+    _long_enough(text, grid.training.length)
     cells = _cells(grid)
     with several(grid.execution) as together:
         make = partial(_made, grid, call, together)
@@ -176,6 +178,14 @@ def _law(grid: Grid, cells: Sequence[Cell], control: law_stage.Control | None, m
         teacher_tokens=None if grid.given else grid.ladder.teacher_tokens, control=control,
         said=law_stage.Said(dataset=grid.dataset, command=grid.command, measured=measured),
     )  # fmt: skip
+
+
+def _long_enough(text: Reference, length: int) -> None:
+    """Raise where a part is not two rows: one row has no error. Tokens of more than a byte are known only now."""
+    for part, tokens in sorted(text.summary["tokens"].items()):
+        if tokens < 2 * length:
+            rule = f"{part} has {tokens:,} tokens: not two rows of {length}"
+            raise StageFailed("text", rule, "Give training.length fewer, or more text.")
 
 
 def _control(grid: Grid, text: Reference) -> law_stage.Control | None:

@@ -102,7 +102,7 @@ def _tables(dataset: str, splits: Splits, cache: Cache, problems: Problems) -> t
             return names[-1], {part: [table] for part, table in found.items()}
         tables: dict[str, list[Table]] = {}
         for part, files in sources.parts_of(place, known, "test", problems, readable=_is_readable).items():
-            read = [loading.read_local({part: [p]}, cache, problems, lines=loading.is_lines(p)) for p in files]
+            read = [_read(part, path, cache, problems) for path in files]
             tables[part] = [table for one in read for table in one.values()]
     loading.unlike({part: "".join(table.content for table in held) for part, held in tables.items()}, problems)
     return place.name, tables
@@ -110,6 +110,16 @@ def _tables(dataset: str, splits: Splits, cache: Cache, problems: Problems) -> t
 
 def _is_readable(path: Path) -> bool:
     return loading.is_lines(path) or loading.format_of(path) is not None
+
+
+def _read(part: str, path: Path, cache: Cache, problems: Problems) -> dict[str, Table]:
+    """Return part → the table of a file; nothing where it cannot be read."""
+    if not _is_readable(path):
+        rule = f"is none of .txt, {', '.join(loading.FORMATS)}"
+        remedy = f"Give one of these, plain or compressed ({', '.join(loading.COMPRESSIONS)}; Parquet plain)."
+        problems.add(fault(f"dataset ({part})", str(path), rule, remedy))
+        return {}
+    return loading.read_local({part: [path]}, cache, problems, lines=loading.is_lines(path))
 
 
 def _parts(tables: dict[str, list[Table]], column: str | None, problems: Problems) -> tuple[Parts, int]:

@@ -4,7 +4,8 @@ Imports nothing that computes: what is said here cannot move a number.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, TypedDict
 
 from capgap_core.markdown import short, table, text
@@ -95,7 +96,7 @@ def verdicts(rows: Sequence[Row], summary: Row) -> list[str]:
         names = ", ".join(short(size) for size in sorted(limited))
         why = "under 10 tokens for each parameter, or over 4 epochs"
         said.append(f"Limited by data, and in no fit: teachers of {names} ({why}).")
-    said += _given(rows) + _slimmed(rows)
+    said += _given(rows) + _slimmed(rows) + _often(rows) + _alone(rows)
     said += [_power(power) for power in summary["powers"]]
     if not summary["powers"]:
         said.append("**No law of the best teacher can be estimated: no cell is in a fit.**")
@@ -136,6 +137,32 @@ def _slimmed(rows: Sequence[Row]) -> list[str]:
     theirs = sorted({row["parameters"] for row in rows if row["role"] == "teacher"})
     left = [f"{short(size)} of {short(teacher)}" for size in sizes for teacher in theirs if teacher <= size]
     return [f"{said} Not smaller than the teacher, and left out: {', '.join(left)}." if left else said]
+
+
+def _often(rows: Sequence[Row]) -> list[str]:
+    """Return which students are in no fit because they saw their text too often."""
+    alone = [row for row in rows if row["role"] == "student" and row["teacher"] is None]
+    often = {(row["parameters"], row["tokens"]) for row in alone if row["data_limited"]}
+    return [f"Limited by data, and in no fit: students of {_named(often)} (over 4 epochs)."] if often else []
+
+
+def _alone(rows: Sequence[Row]) -> list[str]:
+    """Return which students lose no more without any teacher than with the best of theirs."""
+    no_worse = set()
+    students = [row for row in rows if row["role"] == "student"]
+    for size, tokens in {(row["parameters"], row["tokens"]) for row in students}:
+        own = [row for row in students if (row["parameters"], row["tokens"]) == (size, tokens)]
+        means = {who: _loss(own, who) for who in {row["teacher"] for row in own}}
+        alone = means.pop(None, None)
+        if alone is not None and means and alone <= min(means.values()):
+            no_worse.add((size, tokens))
+    if not no_worse:
+        return []
+    return [f"**Alone, without any teacher, students lose no more than with the best one: {_named(no_worse)}.**"]
+
+
+def _named(students: Iterable[tuple[float, float]]) -> str:
+    return ", ".join(f"{short(size)} on {short(tokens)}" for size, tokens in sorted(students))
 
 
 def _power(power: Row) -> str:
@@ -204,8 +231,12 @@ def students(rows: Sequence[Row], optima: Sequence[Row]) -> str:
 
 
 def _mean(rows: Sequence[Row], teacher: float | None) -> str:
-    values = [row["nats"] for row in rows if row["teacher"] == teacher]
-    return f"{sum(values) / len(values):.4f}" if values else "–"
+    return f"{_loss(rows, teacher):.4f}" if any(row["teacher"] == teacher for row in rows) else "–"
+
+
+def _loss(rows: Sequence[Row], teacher: float | None) -> float:
+    """Return the mean loss over seeds of a student's rows with this teacher, at least one."""
+    return fmean(row["nats"] for row in rows if row["teacher"] == teacher)
 
 
 def _best(found: Row | None) -> str:
@@ -218,6 +249,8 @@ def _best(found: Row | None) -> str:
 
 def rivals_table(rivals: Sequence[Row], unit: str = "nats") -> str:
     """Return a row for each law: how many students it spoke of, its mean regret, and what it misses of losses."""
+    if not rivals:
+        return "No student could be left out: no cell is in a fit."
     lines = []
     for law in dict.fromkeys(row["law"] for row in rivals):
         own = [row for row in rivals if row["law"] == law]

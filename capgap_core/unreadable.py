@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 from capgap_core.errors import Fault, fault
 
+_NOTHING = ("corresponds to no data", "at least one example when writing data", "BatchSize must be greater than 0")
+"""What is said of no rows by the hub's reader, of a text without a line, and of Parquet without a row."""
+
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     while True:
@@ -18,7 +21,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def is_empty(error: Exception) -> bool:
     """Return whether the reader found no rows at all."""
     names = {type(e).__name__ for e in _chain(error)}
-    return bool(names & {"EmptyDataError", "StopIteration"}) or "corresponds to no data" in str(error)
+    said = " | ".join(str(e) for e in _chain(error))
+    return bool(names & {"EmptyDataError", "StopIteration"}) or any(words in said for words in _NOTHING)
 
 
 def because(part: str, where: str, error: Exception) -> Fault:

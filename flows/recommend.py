@@ -117,7 +117,7 @@ def _shown(answers: Sequence[Answer], throughput: float | None, *, published: bo
                 present.number(helps, "s"), cost, present.number(answer.teacher_flops, ".3g"),
             ]
         )  # fmt: skip
-        notes.append(f"{answer.law}: {answer.whose}. Teacher: {answer.says}.")
+        notes.append(f"{answer.law}: {answer.whose}. Teacher: {answer.says}.{_no_help(answer)}")
     header = ["law", "teacher", "interval", "loss", "alone", "helps up to tokens", "FLOPs", "to train the teacher"]
     known = [a.teacher for a in answers if a.teacher is not None]
     if len(known) > 1:
@@ -126,6 +126,13 @@ def _shown(answers: Sequence[Answer], throughput: float | None, *, published: bo
     if not known and not published:
         notes.append("The grid names no teacher for this student.")
     return "\n".join([present.grid(header, rows), *notes])
+
+
+def _no_help(answer: Answer) -> str:
+    """Return what is said where no teacher helps; nothing where one does."""
+    if answer.loss is None or answer.alone is None or answer.loss < answer.alone:
+        return ""
+    return " On so many tokens the student loses no less with it than alone."
 
 
 def _ends(low: float | None, high: float | None) -> str:

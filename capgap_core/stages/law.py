@@ -120,10 +120,7 @@ def _figures(fits: Fits) -> dict[str, bytes]:
 
 def _rows(recipe: Recipe, inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
     """Return a row for each teacher and each student."""
-    theirs = {
-        t.parameters: {**_facts(inputs[f"teacher_{i}"]), "parameters": t.parameters, "tokens": t.tokens}
-        for i, t in enumerate(recipe.teachers)
-    }
+    theirs = {t.parameters: _taught_on(t, _facts(inputs[f"teacher_{i}"])) for i, t in enumerate(recipe.teachers)}
     rows: list[dict[str, Any]] = [
         {"role": "teacher", "teacher": None, "teacher_nats": None, "seed": None,
          "begin": "given" if facts["tokens"] is None else "scratch", **facts}
@@ -146,6 +143,17 @@ def _rows(recipe: Recipe, inputs: Mapping[str, Input]) -> list[dict[str, Any]]:
     )
 
 
+def _taught_on(teacher: Teacher, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a teacher by the tokens that it was given, where they are known.
+
+    By these it is limited or not: steps are whole and the first token of a document is no target, so that of short
+    documents it has learned from fewer.
+    """
+    tokens, size = teacher.tokens, teacher.parameters
+    limited = tokens is not None and data_limited(tokens / size, facts["epochs"])
+    return {**facts, "parameters": size, "tokens": tokens, "data_limited": limited}
+
+
 def _facts(item: Input) -> dict[str, Any]:
     assert isinstance(item, Reference)
     held = item.summary
@@ -154,7 +162,6 @@ def _facts(item: Input) -> dict[str, Any]:
         "achieved_parameters": held["non_embedding"], "unique_tokens": held["unique_tokens"], "epochs": held["epochs"],
         "tokens_per_parameter": held["tokens_per_parameter"], "nats": lost["nats"], "stderr": lost["stderr"],
         "bits_per_byte": lost["bits_per_byte"], "identity": item.identity,
-        "data_limited": held["tokens"] is not None and data_limited(held["tokens_per_parameter"], held["epochs"]),
     }  # fmt: skip
 
 

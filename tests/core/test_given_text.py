@@ -39,11 +39,11 @@ def test_what_is_right_passes_and_leaves_no_stage(asked: Asked) -> None:
 
 WRONG: list[tuple[Asked, str, str, str]] = [
     ({"ladder": {"teachers": []}}, "ladder", "there is no teacher", "ladder.given"),
-    ({"ladder": {"teachers": [5e4, 5.01e4]}}, "ladder", "come to the same shape", "ladder.teachers"),
-    ({"ladder": {"students": [10]}}, "ladder", "no shape has about 10", "ladder.students"),
+    ({"ladder": {"teachers": [5e4, 5.01e4]}}, "ladder.teachers", "50000 and 50100 come to the same shape", "teachers"),
+    ({"ladder": {"students": [10]}}, "ladder.students", "no shape has about 10", "students"),
     ({"ladder": {"students": ["many"]}}, "ladder.students.0", "valid number", "students"),
     ({"ladder": {"budgets": [0]}}, "ladder.budgets.0", "greater than 0", "Tokens"),
-    ({"ladder": {"seeds": [1, 1]}}, "ladder", "may stand there once", "ladder.seeds"),
+    ({"ladder": {"seeds": [1, 1]}}, "ladder.seeds", "1 stands there more than once", "first weights"),
     ({"ladder": {"teacher_token": 3}}, "ladder.teacher_token", "no such parameter", "ladder.teacher_tokens?"),
     ({"objective": {"prediction": 0}}, "objective", "nothing would be learned", "objective.prediction"),
     ({"objective": {"prediction": 0, "labels": 1}}, "objective.prediction", "nothing from any teacher", "above 0"),
@@ -67,13 +67,14 @@ def test_a_parameter_that_is_wrong(asked: Asked, wrong: Asked, field: str, rule:
 
 def test_everything_that_is_wrong_is_said_at_once(asked: Asked) -> None:
     wrong = {
-        "dataset": "/nowhere/at/all", "data": {"tokenizer": "words", "vocabulary": 500},
-        "ladder": {"budgets": [-1]}, "objective": {"prediction": 0, "labels": 1}, "training": {"batch_size": 0},
+        "dataset": "/nowhere/at/all", "data": {"tokenizer": "words", "vocabulary": 5},
+        "ladder": {"budgets": [-1], "seeds": [1, 1], "students": [10], "teachers": [5e4, 5.01e4]},
+        "objective": {"prediction": 0, "labels": 1}, "training": {"batch_size": 0},
     }  # fmt: skip
     fields = {one.field for one in faults_of({**asked, **wrong})}
     assert fields == {
-        "dataset", "data.tokenizer", "data.vocabulary", "ladder.budgets.0", "objective.prediction",
-        "training.batch_size",
+        "dataset", "data.tokenizer", "data.vocabulary", "ladder.budgets.0", "ladder.seeds", "ladder.students",
+        "ladder.teachers", "objective.prediction", "training.batch_size",
     }  # fmt: skip
 
 

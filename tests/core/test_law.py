@@ -1,13 +1,16 @@
 """The grid of a law as a chain of stages: every model once, what is new alone, and what the losses allow to be said."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from texts import text_recipe, write_text
+from texts import WORDS, text_recipe, write_text
 
 from capgap_core import law, law_findings, report_law, tables
 from capgap_core.build import build
+from capgap_core.errors import StageFailed
 from capgap_core.ladder import Ladder
 from capgap_core.laws import simulate
 from capgap_core.laws.fits import fits_of
@@ -128,6 +131,33 @@ def rows_of(cells: Any, alone: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def test_a_teacher_is_limited_by_the_tokens_that_it_was_given(tmp_path: Path) -> None:
+    text = tmp_path / "short.jsonl"
+    words = [f"{first} {second}" for first in WORDS for second in WORDS]
+    text.write_text("".join(json.dumps({"text": f"{one} {i}"}) + "\n" for i in range(5) for one in words))
+    asked = law.Grid(
+        text=text_recipe(tmp_path, text), ladder=Ladder(teachers=(3e3,), students=(3e3,), budgets=(0.1,), seeds=(1,)),
+        training=LmTraining(length=64, batch_size=128), objective=LmObjective(),
+        execution=Execution(root=str(tmp_path), threads=1), dataset="text", command="capgap run law",
+    )  # fmt: skip
+    teacher = tables.read(law.fill(asked, Calls()).table("cells"))[0]
+    assert teacher["tokens"] == 10 * teacher["parameters"]
+    assert teacher["tokens_per_parameter"] < 9.9, "the first token of each document is no target"
+    assert not teacher["data_limited"]
+
+
+def test_a_part_of_one_row_is_refused_since_it_has_no_error(tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path, write_text(tmp_path, documents=60), tokenizer="trained", vocabulary=400)
+    asked = law.Grid(
+        text=recipe, ladder=LADDER, training=LmTraining(length=64), objective=LmObjective(),
+        execution=Execution(root=str(tmp_path), threads=1), dataset="text", command="capgap run law",
+    )  # fmt: skip
+    calls = Calls()
+    with pytest.raises(StageFailed, match="tokens: not two rows of 64"):
+        law.fill(asked, calls)
+    assert calls.new == ["text"]
+
+
 def test_rows_give_the_grid_back() -> None:
     cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(0))
     rows = rows_of(cells, alone)
@@ -193,6 +223,13 @@ def test_the_report_says_what_is_estimable_and_what_is_confounded() -> None:
     assert "not estimable: too few" in text
     unknown = {**facts, "rivals": [{**judged, "regret_error": None}]}
     assert "| power | 1 of 1 | 0.0100 ± unknown |" in report_law.compose(unknown, {})
+    assert "over 4 epochs" not in text
+    assert "Alone, without any teacher" not in text
+    often = [{**one, "epochs": 4.5, "data_limited": True, "nats": 1.5} for one in facts["rows"]]
+    said = report_law.compose({**facts, "rows": often, "rivals": []}, {})
+    assert "in no fit: students of 100k on 10M (over 4 epochs)." in said
+    assert "Alone, without any teacher, students lose no more than with the best one: 100k on 10M." in said
+    assert "No student could be left out: no cell is in a fit." in said
     assert "They are no law" in text
     assert "They are no law" not in report_law.compose({**facts, "dataset": "books"}, {})
 

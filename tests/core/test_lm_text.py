@@ -246,6 +246,25 @@ def test_parts_that_are_not_there(read: Read, tmp_path: Path) -> None:
             read_text(given, seed=0, cache=Cache(tmp_path / "cache"))
 
 
+def test_a_long_document_is_trained_on_where_the_others_are_few(read: Read) -> None:
+    made = read({"a.jsonl": [{"text": "a long text " * 500}, {"text": "short"}, {"text": "brief"}]}, alone=True)
+    assert {part: len(held) for part, held in made.parts.items()} == {"train": 1, "valid": 1, "test": 1}
+    assert len(made.parts["train"][0].text) > 1000
+
+
+def test_files_without_a_row_hold_no_text(read: Read, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    files = {"train.jsonl": rows(), "dev.txt": b"", "test.parquet": (tmp_path / "none.parquet").read_bytes()}
+    said = refused(read, files)
+    assert said.startswith("2 faults")
+    assert "dataset (dev) = dev.txt: holds no text" in said
+    assert "dataset (test) = test.parquet: holds no text" in said
+
+
+def test_a_file_of_another_kind_is_told_which_may_be_given(read: Read) -> None:
+    assert "is none of .txt, .json, .jsonl" in refused(read, {"notes.md": b"a\n\nb"}, alone=True)
+
+
 def test_two_files_that_could_be_one_part(read: Read) -> None:
     said = refused(read, {**PARTS, "valid.txt": b"a\nb", "test-old.jsonl": rows(3, "old")})
     assert said.startswith("2 faults")

@@ -52,6 +52,13 @@ def test_where_a_teacher_no_longer_helps_students_do_as_well_alone() -> None:
         assert (with_it < PUBLISHED_SUPERVISED.loss(3e8, tokens)[0]) == helps
 
 
+def test_where_no_teacher_helps_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recommend", "--student", "7B", "--tokens", "1T"]) == 0
+    assert "the student loses no less with it than alone" in capsys.readouterr().out
+    assert cli.main(["recommend", "--student", "300M", "--tokens", "5B"]) == 0
+    assert "no less with it than alone" not in capsys.readouterr().out
+
+
 def test_far_from_what_was_measured_there_is_no_point(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recommend", "--student", "100k", "--tokens", "1B"]) == 0
     said = capsys.readouterr().out
