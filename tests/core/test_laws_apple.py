@@ -122,11 +122,11 @@ def test_a_grid_that_holds_no_law_says_what_it_lacks() -> None:
 def test_where_tokens_of_teachers_are_not_known_one_that_was_measured_is_named() -> None:
     """By what each of them loses: a teacher that lies off the law of models alone is judged by its own loss."""
     cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(1))
-    known = apple_fit.fit_apple(cells, alone, teacher_tokens=simulate.M, bootstraps=10)
+    known = apple_fit.fit_apple(cells, alone, teacher_tokens=simulate.M, bootstraps=2)
     sizes = np.unique(cells.teacher)
     given = np.isin(cells.teacher, sizes[-2:])
     better = dataclasses.replace(cells, teacher=np.where(given, 3 * cells.teacher, cells.teacher))
-    found = apple_fit.fit_apple(better, alone, teacher_tokens=None, bootstraps=10)
+    found = apple_fit.fit_apple(better, alone, teacher_tokens=None, bootstraps=5)
     assert not isinstance(known, NotEstimable)
     assert not isinstance(found, NotEstimable)
     assert found.distilled == known.distilled, "sizes of teachers are in no formula"
