@@ -41,8 +41,10 @@ class Stopped(BaseException):
 class Workers(Protocol):
     """Make stages in other processes."""
 
-    places: int
-    """How many they make at once; 1 until they have been started, as nothing may want them."""
+    @property
+    def places(self) -> int:
+        """Return how many they make at once; 1 until they have been started, as nothing may want them."""
+        ...
 
     def tend(self) -> None:
         """Start them where a stage waits for that; called again and again by the thread that asks for all."""
