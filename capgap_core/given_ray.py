@@ -21,6 +21,13 @@ AT_ONCE = ("law",)
 """The flows with stages that do not wait for one another."""
 
 
+def faults_of(flow: str, run: Execution, wrong: set[str], root: str | None) -> list[Fault]:
+    """Return every fault of ``run.ray``, but for what is ``wrong`` already or needs a ``root`` that cannot be used."""
+    if wrong & {"run", "run.ray", "run.device"}:
+        return []
+    return across(flow, run) or (look(run) if root else [])
+
+
 def across(flow: str, run: Execution) -> list[Fault]:
     """Return the faults of what is asked for, without a look at any machine."""
     if run.ray is None:
@@ -50,10 +57,10 @@ def look(run: Execution) -> list[Fault]:
     except (OSError, ValueError, OverflowError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return [_unanswered(run, reason)]
-    from capgap_core import ray_workers  # noqa: PLC0415 - needs ray, an extra
+    from capgap_core import ray_start  # noqa: PLC0415 - needs ray, an extra
 
     try:
-        with ray_workers.connected(run) as ray:
+        with ray_start.connected(run) as ray:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             return _gpus(run, nodes) + _machines(ray, run, nodes)
     except (RuntimeError, ConnectionError, ValueError) as error:  # other versions, or no Ray at all

@@ -82,14 +82,12 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
     """
     p, wrong, faults = _validated(RECIPES[flow], parameters)
     faults += across(p, wrong)
-    wanting = given_ray.across(flow, p.run) if not wrong & {"run", "run.ray", "run.device"} else []
-    faults += wanting
     with _untouched(p.run.root):
         unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
         root = None if unwritable else p.run.root
         with within(Path(root)) if within and root else contextlib.nullcontext(), _cache(root) as cache:
             faults += unwritable + (_device(p.run) if not wrong & {"run", "run.device"} else [])
-            faults += given_ray.look(p.run) if root and not wanting and not wrong & {"run", "run.ray"} else []
+            faults += given_ray.faults_of(flow, p.run, wrong, root)
             if isinstance(p, Law):
                 return _law_looked_at(flow, p, wrong, faults, root, cache)
             return _looked_at(flow, p, wrong, faults, root, cache)

@@ -4,69 +4,37 @@ What travels is JSON, there and back: a stage's name, its recipe, the references
 reference or what failed. Ray itself pickles these texts, and a function by the name under which the worker imports it;
 capgap reads and writes no pickle. Nothing is tried again by Ray. The worker writes into the store, under the stage's
 lock like any process, so that the store has to be one folder on all machines.
-
-``local`` starts Ray on this machine alone: all its servers listen on 127.0.0.1 only, ask for a token that this
-process draws, and end with the run.
 """
 
 import contextlib
 import importlib
 import json
-import os
-import secrets
-import shutil
 import signal
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
-from capgap_core import errors, signals
+from capgap_core import errors
 from capgap_core.at_once import Stopped
 from capgap_core.build import address_of, build
 from capgap_core.errors import StageFailed
 from capgap_core.progress import Progress
+from capgap_core.ray_start import Room, connected, room
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
 from capgap_core.store import Address
 
-LOCAL = "local"
 GRACE = 20.0
 """Seconds in which a worker has to keep the state of its training and end; then it is killed."""
 LOOK = 0.3
 """Seconds between two looks at a stage that is being made."""
 EVERY = 1.0
 """Seconds between two counts that a worker passes on."""
-OBJECTS = 80 * 2**20
-"""Bytes of Ray's shared memory, which holds but these texts: about the least that it takes."""
-ENVIRONMENT: dict[str, str | None] = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # by which Ray keeps to 127.0.0.1 on any system
-    "RAY_worker_niceness": "0",  # by itself Ray lets whatever else runs go before
-    "RAY_AUTH_MODE": None,  # left open, a Ray on one machine asks for a token, whenever ray was imported
-}
-"""What a Ray on this machine alone is started with; null: unset. Read when ray is imported, and by its servers."""
 _KINDS = {kind.__name__: kind for kind in (errors.StageFailed, errors.NonFinite, errors.OutOfMemory)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """What there is room for."""
-
-    places: int
-    """Stages at once."""
-    threads: int
-    """Of each."""
-    cpus: int
-    """That Ray sets aside for each: not more than a machine has, whatever was asked."""
-    gpus: int
-    """Of each: 1 or none."""
 
 
 class _Asked(BaseModel):
@@ -116,6 +84,7 @@ class RayWorkers:
         while not self._ready.wait(LOOK):
             self._heed()
         import ray  # noqa: PLC0415 - an extra
+        from ray import exceptions  # noqa: PLC0415
 
         there = execution.model_copy(update={"ray": None, "threads": self._room.threads})
         asked = _Asked(
@@ -130,8 +99,8 @@ class RayWorkers:
                 _pass_on(ray.get(self._board.taken.remote(key)), progress)
             _pass_on(ray.get(self._board.taken.remote(key)), progress)
             return _read(ray.get(job))
-        except ray.exceptions.RayError as error:
-            raise _explained(ray, address.stage, error) from error
+        except exceptions.RayError as error:
+            raise _explained(exceptions, address.stage, error) from error
         except BaseException:
             _end(ray, job)
             raise
@@ -147,93 +116,6 @@ class RayWorkers:
     def _heed(self) -> None:
         if self._stopping.is_set():
             raise Stopped("told to end")
-
-
-@contextlib.contextmanager
-def connected(execution: Execution) -> Iterator[Any]:
-    """Give ray, connected to where ``execution.ray`` says; what was started for that ends with the context.
-
-    Signals wait while it starts, and their handlers are the caller's again afterwards: Ray sets one of its own.
-    """
-    with contextlib.ExitStack() as held:
-        if execution.ray == LOCAL:
-            folder = held.enter_context(_folder())
-            held.enter_context(_environment({**ENVIRONMENT, "RAY_AUTH_TOKEN": _token()}))
-            how: dict[str, Any] = {
-                "address": LOCAL, "include_dashboard": False, "num_cpus": cores(), "object_store_memory": OBJECTS,
-                "num_gpus": 0 if execution.device == "cpu" else None, "_temp_dir": folder,
-            }  # fmt: skip
-        else:
-            how = {"address": execution.ray}
-        import ray  # noqa: PLC0415 - an extra
-
-        held.callback(ray.shutdown)
-        with signals.deferred():
-            ray.init(**how, configure_logging=False, log_to_driver=False)
-        _refuse_open(ray, execution)
-        yield ray
-
-
-def _refuse_open(ray: Any, execution: Execution) -> None:
-    """See that Ray did keep to this machine, by what it says itself."""
-    seen = {node["NodeManagerAddress"] for node in ray.nodes()}
-    if execution.ray == LOCAL and not all(address.startswith("127.") for address in seen):
-        why = f"it listens on {', '.join(sorted(seen))}, not on 127.0.0.1 alone"
-        raise StageFailed("ray", why, "Start the run in a process that has not imported ray before.")
-
-
-@cache
-def _token() -> str:
-    """Return what Ray's servers ask for; Ray reads it once in the life of a process."""
-    return secrets.token_hex(32)
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[str]:
-    """Give a folder for Ray's sockets, whose names may not be long, and its logs."""
-    folder = tempfile.mkdtemp(prefix="capgap-ray-")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    _set(values)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        os.environ.pop(name, None)
-        os.environ.update({name: value} if value is not None else {})
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def room(nodes: Sequence[Mapping[str, Any]], execution: Execution) -> Room:
-    """Return what the machines of a cluster have room for.
-
-    A stage has a GPU of its own where there are any and the device is not ``cpu``; its threads are what was asked for,
-    or else its share of the cores beside a GPU, and 1 without: small models at once gain more than each by threads.
-    """
-    alive = [(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes
-             if node["Alive"]]  # fmt: skip
-    gpus = int(execution.device != "cpu" and any(count for _, count in alive))
-    fit = [(cpus, count) for cpus, count in alive if cpus and (count or not gpus)]
-    share = min((cpus // count for cpus, count in fit), default=1) if gpus else 1
-    threads = execution.threads or max(1, share)
-    wanted = min(threads, max((cpus for cpus, _ in fit), default=1))
-    places = sum(min(cpus // wanted, count) if gpus else cpus // wanted for cpus, count in fit)
-    return Room(places=max(1, places), threads=threads, cpus=wanted, gpus=gpus)
 
 
 class Board:
@@ -317,11 +199,11 @@ def _read(said: str) -> Reference:
     raise _KINDS[held["kind"]](held["stage"], held["why"], held["remedy"])
 
 
-def _explained(ray: Any, stage: str, error: Exception) -> StageFailed:
+def _explained(exceptions: Any, stage: str, error: Exception) -> StageFailed:
     """Return what to tell of a stage whose worker did not answer."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
+    if isinstance(error, exceptions.OutOfMemoryError):
         return errors.OutOfMemory(stage, "its worker took more memory than the machine has", "Let fewer run at once.")
-    if isinstance(error, ray.exceptions.WorkerCrashedError):
+    if isinstance(error, exceptions.WorkerCrashedError):
         return StageFailed(stage, "its worker was killed", "Training goes on from its last checkpoint.")
     said = str(error).strip().splitlines() or [""]
     return StageFailed(stage, f"its worker was lost ({type(error).__name__}: {said[-1]})", "")

@@ -93,7 +93,7 @@ def test_a_machine_says_whether_it_sees_the_store_and_which_code_it_has(tmp_path
 
 HOLD = """
 import sys
-from capgap_core.ray_workers import connected
+from capgap_core.ray_start import connected
 from capgap_core.recipes import Execution
 with connected(Execution(ray="local", device="cpu")) as ray:
     print(ray.get_runtime_context().gcs_address, flush=True)
@@ -109,7 +109,7 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_AUTH_TOKEN", token)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        begun = f"import capgap_core.ray_workers as w\nw._token = lambda: {token!r}\n{HOLD}"
+        begun = f"import capgap_core.ray_start as w\nw._token = lambda: {token!r}\n{HOLD}"
         held = subprocess.Popen(
             [sys.executable, "-c", begun], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             cwd=Path(__file__).resolve().parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -22,7 +22,8 @@ from capgap_core.errors import NonFinite
 from capgap_core.ladder import Ladder
 from capgap_core.lm_recipes import ALONE, LmObjective, Sizes
 from capgap_core.progress import Silent
-from capgap_core.ray_workers import RayWorkers, Room, room
+from capgap_core.ray_start import Room, room
+from capgap_core.ray_workers import RayWorkers
 from capgap_core.recipes import Execution
 from capgap_core.recipes_law import LmTraining
 from capgap_core.records import Reference
@@ -34,7 +35,7 @@ if importlib.util.find_spec("ray") is None:  # not imported here: what starts it
 
 LADDER = Ladder(teachers=(3e3, 7e3), students=(3e3,), teacher_tokens=0.5, budgets=(0.5,), seeds=(1,))
 SMALL = Sizes(layers=1, hidden=16, heads=1, kv_heads=1, neurons=16)
-STEPS = 1500
+STEPS = 600
 
 
 class Heard(Silent):
