@@ -1,16 +1,12 @@
 """Check everything a run needs before anything starts, and name all that is wrong at once."""
 
 import contextlib
-import difflib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from capgap_core import given_lms, given_ray, given_text, parts, runs_alike
 from capgap_core.across import across, beside
@@ -23,6 +19,7 @@ from capgap_core.given_teacher import GivenTeacher, inspect
 from capgap_core.given_text import GivenText
 from capgap_core.loading import Cache
 from capgap_core.methods import RECIPES
+from capgap_core.parameters import validated
 from capgap_core.reading import read_corpus
 from capgap_core.recipes import Execution
 from capgap_core.recipes_law import Law
@@ -80,7 +77,7 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
     InputFaults
         With every fault of the parameters, the store, the data set and the teacher; no folder of theirs is left.
     """
-    p, wrong, faults = _validated(RECIPES[flow], parameters)
+    p, wrong, faults = validated(RECIPES[flow], parameters)
     faults += across(p, wrong)
     with _untouched(p.run.root):
         unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
@@ -168,42 +165,6 @@ def _untouched(root: str | None) -> Iterator[None]:
         raise
 
 
-def _validated(recipe: type[BaseModel], parameters: Mapping[str, Any]) -> tuple[Any, set[str], list[Fault]]:
-    """Return the parameters with defaults for those that are wrong, which those are, and their faults."""
-    good: dict[str, Any] = {}
-    wrong: set[str] = set()
-    faults = [
-        _unknown(recipe, name, value, ()) for name, value in parameters.items() if name not in recipe.model_fields
-    ]
-    for name, field in recipe.model_fields.items():
-        value = parameters.get(name, field.default)
-        value = value.model_dump() if isinstance(value, BaseModel) else value
-        try:
-            # Each field alone, so that one that is wrong does not hide what the others would say.
-            recipe.model_validate({name: value})
-            good[name] = value
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-            paths = [_path(details) for details in found]
-            # A list of which an item is wrong is also too short, to pydantic, by that item.
-            own = [not any(p[: len(q)] == q and p != q for p in paths) for q in paths]
-            faults += [_from_pydantic(recipe, details) for details, keep in zip(found, own, strict=True) if keep]
-            good[name], bad = _rest(recipe, name, value, paths)
-            wrong |= bad
-    return recipe.model_validate(good), wrong, faults
-
-
-def _rest(recipe: type[BaseModel], name: str, value: object, paths: Sequence[tuple[Any, ...]]) -> tuple[Any, set[str]]:
-    """Return what is left of a part without its wrong fields, and their names; the default where nothing is."""
-    inner = {str(path[1]) for path in paths if len(path) > 1}
-    if isinstance(value, Mapping) and all(len(path) > 1 for path in paths):
-        kept = {key: held for key, held in value.items() if key not in inner}
-        with contextlib.suppress(ValidationError):
-            recipe.model_validate({name: kept})
-            return kept, {f"{name}.{field}" for field in inner}
-    return recipe.model_fields[name].default, {name}
-
-
 def _cutting(p: Any, corpus: Corpus) -> parts.Cutting:
     return parts.Cutting(
         protocol=p.protocol, task=corpus.task, train_rows=p.data.train_rows, selection_rows=p.data.selection_rows,
@@ -220,52 +181,6 @@ def _lengths(p: Any, teacher: GivenTeacher) -> list[Fault]:
         for field, length in asked.items()
         if length > teacher.positions
     ]
-
-
-def _path(details: ErrorDetails) -> tuple[Any, ...]:
-    return tuple(part for part in details["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-
-
-def _from_pydantic(recipe: type[BaseModel], details: ErrorDetails) -> Fault:
-    path = _path(details)
-    field = ".".join(map(str, path))
-    if details["type"] == "extra_forbidden":
-        return _unknown(recipe, str(path[-1]), details["input"], path[:-1])
-    return fault(field, details["input"], details["msg"].removeprefix("Value error, "), _remedy(recipe, path))
-
-
-def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel]:
-    for part in path:
-        inner = model.model_fields[part].annotation if part in model.model_fields else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return model
-
-
-def _remedy(model: type[BaseModel], path: tuple[Any, ...]) -> str:
-    """Return what a field takes, from its own description."""
-    named = None
-    for part in path:
-        if isinstance(part, str) and part in model.model_fields:
-            named = model.model_fields[part]
-            inner = named.annotation
-            model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
-    if named is not None and named.description:
-        return f"It takes: {named.description}"
-    name = ".".join(str(part) for part in path if isinstance(part, str))
-    return f"It has parts, to be given one by one: {', '.join(f'{name}.{inner}' for inner in model.model_fields)}."
-
-
-def _unknown(recipe: type[BaseModel], name: str, value: object, path: tuple[Any, ...]) -> Fault:
-    model = _model_at(recipe, path)
-    places = {field: ".".join([*map(str, path), field]) for field in model.model_fields}
-    for outer, field in recipe.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            places |= {f: f"{outer}.{f}" for f in inner.model_fields if f not in places}
-    near = difflib.get_close_matches(name, places, n=1, cutoff=0.5)
-    remedy = f"Did you mean {places[near[0]]}?" if near else f"Known here: {', '.join(model.model_fields)}."
-    return fault(".".join([*map(str, path), name]), value, "no such parameter", remedy)
 
 
 def _store(run: Execution) -> list[Fault]:

@@ -34,7 +34,7 @@ def fitted(frame: pd.DataFrame) -> pd.DataFrame:
     """
     # In one order, whichever they were made in: along a flat valley even the order of a sum counts.
     frame = frame.sort_values(["parameters", "tokens", "seed"], ignore_index=True)
-    frame = frame[[name for name in frame if not str(name).startswith(FOUND)]]
+    frame = frame.drop(columns=[name for name in frame if str(name).startswith(FOUND)])
     held = frame.assign(**_columns("fitted", irreducible(frame)))
     for column in LEFT_OUT:
         prefix = f"without_{column}"

@@ -257,8 +257,8 @@ def _given(cells: Cells, supervised: Supervised) -> tuple[Floats, ...]:
 
 def ended(law: Supervised | Distilled) -> list[str]:
     """Return the symbols of the coefficients that a fit has left at one of their bounds: it does not estimate them."""
-    near = np.isclose(law.vector()[:, None], bounds_of(type(law)), rtol=0.0, atol=AT_BOUND).any(axis=1)
-    return [symbol for symbol, at in zip(SYMBOLS[type(law)], near, strict=True) if at]
+    near = np.isclose(law.vector()[:, None], bounds_of(type(law)), rtol=0.0, atol=AT_BOUND)
+    return [symbol for symbol, at in zip(SYMBOLS[type(law)], near, strict=True) if at.any()]
 
 
 def error_of(residual: Floats, law: type[Supervised | Distilled]) -> float:

@@ -123,7 +123,9 @@ class _Objective:
 
         with np.errstate(all="ignore"):  # a step too far overflows, and is not taken
             found = least_squares(
-                lambda moved: both(moved)[0], start[free], lambda moved: both(moved)[1], method="lm", x_scale="jac",
+                lambda moved: both(moved)[0], start[free],
+                lambda moved: both(moved)[1],  # pyright: ignore[reportArgumentType] - a function is allowed
+                method="lm", x_scale="jac",
                 ftol=1e-7, xtol=1e-9, gtol=1e-9, max_nfev=EVALUATIONS,
             )  # fmt: skip
         whole[free] = found.x
@@ -206,7 +208,10 @@ class _Region:
 
         if known[low] >= 0.0:
             return float(low)
-        return float(brentq(above, low, high, xtol=CLOSE * abs(high - self.best[i]), maxiter=8, disp=False))
+        root, _ = brentq(
+            above, low, high, xtol=CLOSE * abs(high - self.best[i]), maxiter=8, full_output=True, disp=False
+        )
+        return float(root)
 
     def _held(self, guess: Floats, i: int, to: float) -> tuple[Floats, float]:
         """Return the best vector with one of its values held, and how high it lies; 1 is as high as is allowed."""
