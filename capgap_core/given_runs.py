@@ -90,7 +90,7 @@ def read(p: Law) -> tuple[list[GivenRun], list[Fault]]:
             runs.append(_run(name, _report_of(name, Path(p.run.root or "."))))
         except InputFaults as error:
             faults += error.faults
-        except CapgapError as error:
+        except (CapgapError, OSError, KeyError) as error:  # the last: a record of another form
             faults.append(_fault(name, f"cannot be read: {error}", "Run it again: what is whole of it is reused."))
     return runs, faults
 
@@ -105,7 +105,7 @@ def _report_of(name: str, root: Path) -> Path:
     root
         Of the store.
     """
-    place = Path(name).expanduser()
+    place = Path(name).expanduser().absolute()
     try:
         if (place / RECORD).is_file():
             return place

@@ -1,7 +1,7 @@
 """The law of a capacity gap: teachers and students of a ladder, each made once, and what their losses say."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,8 +65,23 @@ def follow(checked: CheckedLaw | CheckedRuns, call: Caller) -> Outcome:
         made.append((role, reference))
         return reference
 
-    fill(grid_of(checked), noted)
-    return outcome_of(made)
+    grid = grid_of(checked)
+    fill(grid, noted)
+    return outcome_of(_in_order(grid, made))
+
+
+def _in_order(grid: Grid, made: list[tuple[str, Reference]]) -> list[tuple[str, Reference]]:
+    """Return the stages in the order in which they were asked for, whichever of those made at once has ended first."""
+    roles = {role: i for i, role in enumerate(cell.role for cell in _cells(grid))}
+    stages = ("text", "given_lm", "pretrain", "lm_importance", "law")
+
+    def place(one: tuple[str, Reference]) -> tuple[int, int, int, float, str]:
+        role, reference = one
+        taught = role in roles or reference.stage == "law"
+        size = 0 if taught else reference.summary.get("non_embedding", 0)
+        return int(taught), stages.index(reference.stage), roles.get(role, 0), size, role
+
+    return sorted(made, key=place)
 
 
 def grid_of(checked: CheckedLaw) -> Grid:
@@ -96,14 +111,12 @@ def fill(grid: Grid, call: Caller) -> Reference:
     cells = _cells(grid)
     with several(grid.execution) as together:
         make = partial(_made, grid, call, together)
-        taught = [(size, f"teacher {short(size)}", *ask) for size, ask in _teachers(grid, text).items()]
-        given = make([(role, stage, recipe, {"text": text}) for _, role, stage, recipe in taught])
-        teachers = {size: one for (size, *_), one in zip(taught, given, strict=True)}
+        teachers = _teach(grid, text, call, make)
         scored: dict[int, Reference] = {}
         if grid.ladder.begin == "slimmed":
             asks: list[Ask] = [
-                (role, "lm_importance", _scoring(grid, size), {"text": text, "teacher": teachers[size]})
-                for size, role, *_ in taught
+                (f"teacher {short(size)}", "lm_importance", _scoring(grid, size), {"text": text, "teacher": teacher})
+                for size, teacher in teachers.items()
             ]
             scored = dict(zip(teachers, make(asks), strict=True))
         whose = [(cell, cell.teacher or 0) for cell in cells]
@@ -113,11 +126,27 @@ def fill(grid: Grid, call: Caller) -> Reference:
                 for cell, size in whose
             ]
         )
-    inputs: dict[str, Input] = {f"teacher_{i}": one for i, one in enumerate(given)}
+    inputs: dict[str, Input] = {f"teacher_{i}": one for i, one in enumerate(teachers.values())}
     inputs |= {f"cell_{i}": one for i, one in enumerate(made)}
     recipe = _law(grid, cells, _control(grid, text), measured_on(made[0]))
     inputs |= {"text": text} if recipe.control else {}
     return call("law", recipe, inputs, role="", execution=grid.execution)
+
+
+def _teach(
+    grid: Grid, text: Reference, call: Caller, make: Callable[[Sequence[Ask]], list[Reference]]
+) -> dict[int, Reference]:
+    """Return parameters → teacher, ascending. One that is given is read here: others need not see its folder."""
+    asks = {
+        size: (f"teacher {short(size)}", stage, recipe, {"text": text})
+        for size, (stage, recipe) in _teachers(grid, text).items()
+    }
+    trained = {size: ask for size, ask in asks.items() if ask[1] == "pretrain"}
+    made = dict(zip(trained, make(list(trained.values())), strict=True))
+    for size, (role, stage, recipe, inputs) in asks.items():
+        if size not in made:
+            made[size] = call(stage, recipe, inputs, role=role, execution=grid.execution)
+    return dict(sorted(made.items()))
 
 
 def _made(grid: Grid, call: Caller, together: Together, asks: Sequence[Ask]) -> list[Reference]:

@@ -80,7 +80,7 @@ def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
     if isinstance(apple, NotEstimable):
         return {"apple": apple.why}
     named = [
-        {"student": student, "tokens": tokens, "teacher": interval_of(_measured(apple, apple.teacher(student, tokens)))}
+        {"student": student, "tokens": tokens, "teacher": interval_of(told(apple, student, tokens))}
         for student, tokens, _ in cells.curves()
     ]
     return {
@@ -88,8 +88,9 @@ def _apple(apple: AppleFit | NotEstimable, cells: Cells) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measured(apple: AppleFit, best: Interval) -> Interval:
-    """Return a best teacher, without its value where it is not measured and rests on coefficients that are none."""
+def told(apple: AppleFit, student: float, tokens: float) -> Interval:
+    """Return the best teacher, without its value where it is not measured and rests on coefficients that are none."""
+    best = apple.teacher(student, tokens)
     if apple.ended and not apple.teachers[0] <= best.value <= apple.teachers[1]:
         return Interval(value=np.nan, low=best.low, high=best.high)
     return best

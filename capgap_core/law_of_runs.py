@@ -24,7 +24,7 @@ def follow(checked: CheckedRuns, call: Caller) -> Outcome:
         ),
         said=assistants.Said(
             dataset=runs[0].dataset, split=runs[0].split, runs=len(checked.runs),
-            other_code=any(run.codes != runs[0].codes for run in runs), command=command_of(checked.flow, p),
+            other_code=any(run.codes != runs[0].codes for run in checked.runs), command=command_of(checked.flow, p),
         ),
     )  # fmt: skip
     inputs: dict[str, Input] = {f"run_{i}": run.report for i, run in enumerate(runs)}
@@ -32,9 +32,10 @@ def follow(checked: CheckedRuns, call: Caller) -> Outcome:
 
 
 def _cells(runs: Sequence[GivenRun]) -> list[GivenRun]:
-    """Return the runs from small to large, of those with one and the same student the first."""
+    """Return the runs from small to large, of those with one and the same student one, in whichever order they came."""
     found: dict[tuple[float, float, int], GivenRun] = {}
-    for run in runs:  # runs that are alike, of the same scales and seed, have the same student
+    # Runs that are alike, of the same scales and seed, have the same student; one with its controls says more.
+    for run in sorted(runs, key=lambda one: (one.direct is None, one.made["student"].identity, one.report.identity)):
         found.setdefault((run.student, run.assistant, run.seed), run)
     return [found[key] for key in sorted(found)]
 

@@ -114,6 +114,7 @@ def findings(frame: pd.DataFrame, told: pd.DataFrame | None = None) -> pd.DataFr
     for one in facts.get("apple_teachers", []):
         value, low, high = one["teacher"]
         found.append({"what": "apple teacher", **one, "teacher": value, "low": low, "high": high, "found": "estimable"})
+    found.append({"what": "apple ended", "found": ", ".join(facts.get("apple_ended", []))})
     if facts["apple"] != "estimable":
         found.append({"what": "apple teacher", "found": facts["apple"]})
     found.append({"what": "teachers", "found": "monotone" if facts["monotone"] else "not monotone"})

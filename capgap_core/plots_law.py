@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from capgap_core import law_findings
 from capgap_core.laws.apple_fit import REACH, AppleFit
 from capgap_core.laws.fits import Fits
 from capgap_core.laws.grid import Cells, Floats
@@ -148,7 +149,7 @@ def _laws(axes: Axes, fits: Fits, own: Sequence[Optimum], budget: float) -> None
         axes.plot(sizes, [power.teacher(s).value for s in sizes], color=ORANGE, lw=1.2, label="power")
         axes.plot(sizes, [power.teacher_by_ratio(s).value for s in sizes], color=RED, lw=1.2, label="constant ratio")
     if isinstance(fits.apple, AppleFit):
-        named = [fits.apple.teacher(float(s), budget * float(s)) for s in sizes]
+        named = [law_findings.told(fits.apple, float(s), budget * float(s)) for s in sizes]
         axes.plot(sizes, [one.value for one in named], color=GREEN, lw=1.2, label="Apple's law")
         low, high = fits.apple.teachers[0] / REACH, fits.apple.teachers[1] * REACH
         ends = np.clip([[one.low, one.high] for one in named], low, high)

@@ -83,7 +83,7 @@ def check(parameters: Mapping[str, Any], *, flow: str = "minidisc", within: With
         unwritable = _store(p.run) if not wrong & {"run", "run.root"} else []
         root = None if unwritable else p.run.root
         with within(Path(root)) if within and root else contextlib.nullcontext(), _cache(root) as cache:
-            faults += unwritable + (_device(p.run) if not wrong & {"run", "run.device"} else [])
+            faults += unwritable + (device_faults(p.run) if not wrong & {"run", "run.device"} else [])
             faults += given_ray.faults_of(flow, p.run, wrong, root)
             if isinstance(p, Law):
                 return _law_looked_at(flow, p, wrong, faults, root, cache)
@@ -204,7 +204,8 @@ def _unwritable(root: str, error: Exception) -> Fault:
     return fault("run.root", root, f"the store cannot be written ({reason})", "Give a folder you may write to.")
 
 
-def _device(run: Execution) -> list[Fault]:
+def device_faults(run: Execution) -> list[Fault]:
+    """Return a fault where this machine does not have the device that is asked of it."""
     if not run.device.startswith("cuda") or run.ray not in (None, "local"):  # a cluster is asked for its own
         return []
     import torch  # noqa: PLC0415 - seconds to import, and only this question needs it

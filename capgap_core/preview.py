@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from capgap_core.build import build
+from capgap_core.errors import InputFaults
 from capgap_core.methods import follow_of
-from capgap_core.preflight import Checked, CheckedLaw
+from capgap_core.preflight import Checked, CheckedLaw, device_faults
 from capgap_core.progress import Progress
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
@@ -220,7 +221,10 @@ def preview(checked: Checked | CheckedLaw, progress: Progress) -> Preview:
     p = checked.parameters
     root = Path(p.run.root or ".")
     # One after the other, here: stages that share the machine would take longer, each.
-    checked = replace(checked, parameters=p.model_copy(update={"run": p.run.model_copy(update={"ray": None})}))
+    here = p.run.model_copy(update={"ray": None})
+    if faults := device_faults(here):  # of a cluster it was not asked before
+        raise InputFaults(faults)
+    checked = replace(checked, parameters=p.model_copy(update={"run": here}))
     with tempfile.TemporaryDirectory(dir=root, prefix=".preview-") as place:
         trial = _Trial(checked, Path(place), progress)
         with contextlib.suppress(_Over):

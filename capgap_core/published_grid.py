@@ -54,7 +54,9 @@ def summary_of(found: Sequence[Row]) -> dict[str, Any]:
             )  # fmt: skip
     apple = next(row["found"] for row in found if row["what"] == "apple teacher")
     monotone = next(row["found"] for row in found if row["what"] == "teachers") == "monotone"
-    return {"powers": list(powers.values()), "apple": apple, "monotone": monotone}
+    ended = next(row["found"] for row in found if row["what"] == "apple ended")
+    symbols = ended.split(", ") if ended else []
+    return {"powers": list(powers.values()), "apple": apple, "apple_ended": symbols, "monotone": monotone}
 
 
 def _counts(grid: Sequence[Row]) -> str:

@@ -100,6 +100,8 @@ class RayWorkers:
             _pass_on(ray.get(self._board.taken.remote(key)), progress)
             return _read(ray.get(job))
         except exceptions.RayError as error:
+            if not ray.wait([job], timeout=0)[0]:  # it was not the worker that was lost
+                _end(ray, job)
             raise _explained(exceptions, address.stage, error) from error
         except BaseException:
             _end(ray, job)
@@ -202,7 +204,9 @@ def _read(said: str) -> Reference:
 def _explained(exceptions: Any, stage: str, error: Exception) -> StageFailed:
     """Return what to tell of a stage whose worker did not answer."""
     if isinstance(error, exceptions.OutOfMemoryError):
-        return errors.OutOfMemory(stage, "its worker took more memory than the machine has", "Let fewer run at once.")
+        # Not ``OutOfMemory``, after which a smaller micro-batch would be tried: it is the others that take the room.
+        why = "the workers took more memory than the machine has"
+        return StageFailed(stage, why, "Give a larger run.threads: as many fewer are made at once.")
     if isinstance(error, exceptions.WorkerCrashedError):
         return StageFailed(stage, "its worker was killed", "Training goes on from its last checkpoint.")
     said = str(error).strip().splitlines() or [""]

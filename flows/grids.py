@@ -74,7 +74,9 @@ def find(what: str, root: Path) -> Grid:
 def unsound(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return everything for which no law can be fitted to rows of models, a line for each rule that is broken."""
     taught = [row for row in rows if row["teacher"] is not None]
-    asked = [(name, rows) for name in ("parameters", "tokens", "nats")]
+    asked = [(name, rows) for name in ("parameters", "nats")]
+    # On how many tokens a teacher that was given has been trained nobody knows.
+    asked += [("tokens", [row for row in rows if row["role"] != "teacher" or row["tokens"] is not None])]
     asked += [(name, taught) for name in ("teacher", "teacher_nats")]
     broken = []
     for name, of in asked:

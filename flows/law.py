@@ -17,7 +17,7 @@ def _name() -> str:
     """Return a name that tells runs apart on the page of the flow."""
     asked = flow_run.get_parameters()
     if references := asked.get("references"):
-        return f"law-of-{1 if isinstance(references, str) else len(references)}-runs"
+        return f"law-of-{len(references) if isinstance(references, list | tuple) else 1}-runs"
     dataset = str(asked.get("dataset")).rstrip("/").rsplit("/", 1)[-1]
     return f"law-{dataset}"
 

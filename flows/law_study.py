@@ -85,7 +85,8 @@ def name() -> None:
 
 def find() -> None:
     """Write what the published rows say."""
-    results.write(FINDINGS, importlib.import_module("capgap_core.law_study").findings(_grid("find")))
+    findings = importlib.import_module("capgap_core.law_study").findings
+    results.write(FINDINGS, findings(_grid("find"), _read(NAMED)))
 
 
 def _grid(command: str) -> pd.DataFrame:

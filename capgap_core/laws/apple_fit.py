@@ -98,12 +98,17 @@ class AppleFit:
         """Return the size of the best teacher, looked for up to ``REACH`` times beyond the measured ones.
 
         Where it lies at an end of that, it has no value; where too many bootstraps do, the interval has no such end.
-        Where tokens of teachers are not known, it is a measured one, and so are the ends of the interval.
+        Where tokens of teachers are not known, nothing is said beyond the measured ones: it is one of these, and so are
+        the ends of the interval.
         """
         best, *drawn = (self._best(s, d, student, tokens) for s, d in [(self.supervised, self.distilled), *self.drawn])
         if self.teacher_tokens is None:
+            first, last = self.teachers
             ends = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], method="inverted_cdf")
-            return Interval(value=best, low=float(ends[0]), high=float(ends[1]))
+            return Interval(
+                value=best if first < best < last else np.nan, low=0.0 if ends[0] == first else float(ends[0]),
+                high=np.inf if ends[1] == last else float(ends[1]),
+            )  # fmt: skip
         low, high = self.teachers[0] / REACH, self.teachers[1] * REACH
         under, over = ((np.isclose(drawn, end)).mean() > 0.5 - level / 2 for end in (low, high))
         inside = not np.isclose(best, [low, high]).any()

@@ -19,6 +19,7 @@ from capgap_core.laws.recommend import Answer, Range, first_useless, training_fl
 from capgap_core.markdown import short
 
 LEVEL = 0.90
+APPLE = "distillation scaling law"
 NEAR = 1.5
 """How far the tokens for each parameter of a student may be from those that a power was fitted on."""
 
@@ -67,7 +68,7 @@ def _power_answer(
 
 
 def _by_apple(fits: Fits, student: float, tokens: float, beyond: str) -> Answer:
-    said = partial(Answer, law="distillation scaling law", whose="this grid")
+    said = partial(Answer, law=APPLE, whose="this grid")
     apple = fits.apple
     if isinstance(apple, NotEstimable):
         return said(teacher=None, says=f"not estimable: {apple.why}")
@@ -97,7 +98,10 @@ def _answer(
     if beyond:
         return said(teacher=None, low=low, high=high, says=f"{beyond}: an interval and no point{apart}")
     if not np.isfinite(held.value):
-        return said(teacher=None, low=low, high=high, says="the best teacher lies beyond 3 times the measured ones")
+        far = "beyond 3 times the measured ones"
+        if fits.teacher_tokens is None and said.keywords["law"] == APPLE:
+            far = "at an end of the measured ones or beyond"
+        return said(teacher=None, low=low, high=high, says=f"the best teacher lies {far}")
     teacher = float(held.value)
     measured = Range(low=float(fits.cells.teacher.min()), high=float(fits.cells.teacher.max()))
     if measured.beyond(teacher, 1.0 if ended else REACH):

@@ -181,7 +181,7 @@ def as_a_run(root: Path, run_id: str, **held: Any) -> Path:
 
 
 def test_a_run_is_found_by_its_names_and_every_name_that_is_none_is_told_at_once(
-    asked: Asked, runs: list[Outcome], tmp_path: Path
+    asked: Asked, runs: list[Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "art"
     shutil.copytree(asked["run"]["root"], root)
@@ -196,6 +196,9 @@ def test_a_run_is_found_by_its_names_and_every_name_that_is_none_is_told_at_once
     for name in ("77a1", "77a", str(folder), f"report/{report.identity[:12]}"):
         checked = preflight.check({"references": name, "run": here}, flow="law")
         assert [run.report.digest for run in checked.runs] == [report.digest]
+    monkeypatch.chdir(root / "runs")
+    checked = preflight.check({"references": "./77a1", "run": here}, flow="law")
+    assert checked.runs[0].report.folder.is_absolute()
     data = runs[0].stages[0][1].folder
     wrong = {
         "77": "could be any of runs/77a1, runs/77b2", "nobody": "no run and no report of", "c1": "is a run of mixkd",

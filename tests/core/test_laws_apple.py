@@ -135,9 +135,16 @@ def test_where_tokens_of_teachers_are_not_known_one_that_was_measured_is_named()
     for student, tokens in ((2e8, 128e9), (1e9, 512e9)):
         curve = found.distilled.loss(student, tokens, losses, found.supervised)
         best = found.teacher(student, tokens)
-        assert best.value == found.best(student, tokens) == measured[curve.argmin()]
-        assert {best.low, best.high} <= set(measured)
-        assert best.low <= best.value <= best.high
+        assert found.best(student, tokens) == measured[curve.argmin()]
+        inside = measured[0] < measured[curve.argmin()] < measured[-1]
+        assert best.value == measured[curve.argmin()] if inside else np.isnan(best.value)
+        assert {best.low, best.high} <= {0.0, *measured, np.inf}
+        assert not inside or best.low <= best.value <= best.high
         assert found.curve(measured, student, tokens) == pytest.approx(curve)
+    few = dataclasses.replace(found, measured=(measured[:3], losses[:3]), teachers=(measured[0], measured[2]))
+    assert (np.diff(few.curve(measured[:3], 1e9, 512e9)) < 0).all(), "a larger teacher is better"
+    held = few.teacher(1e9, 512e9)
+    assert np.isnan(held.value), "the best teacher may lie beyond the largest"
+    assert held.high == np.inf
     assert list(found.sizes(measured[1], measured[3], 50)) == list(measured[1:4]), "nothing is drawn between them"
     assert len(known.sizes(sizes[0], sizes[-1], 50)) == 50

@@ -120,6 +120,12 @@ def test_the_same_bytes_come_of_workers(both: Both) -> None:
     assert all(str(made.folder).startswith(str(both.grid.execution.root)) for made, _ in both.ray.made.values())
 
 
+def test_stages_stand_in_the_order_of_the_asks_whichever_ended_first(both: Both) -> None:
+    made = [(role if role else "", one) for role, (one, _) in both.plain.made.items()]
+    shuffled = [*made[:1], *reversed(made[1:-1]), made[-1]]
+    assert law._in_order(both.grid, shuffled) == made
+
+
 def test_what_workers_tell_arrives(both: Both) -> None:
     for role in ("teacher 2.99k", "2.99k of 5.97k on 1.5k seed 1"):
         _, heard = both.ray.made[role]
