@@ -63,6 +63,7 @@ def outcome_of(made: Reference, recipe: assistants.Recipe) -> Outcome:
         "scores": scores(rows),
         "candidates": [],
         "chosen_scale": None,
+        "best_scale": None,
         "margin": None,
         "optima": tables.read(made.table("optima")),
         "law": {name: value for name, value in made.summary.items() if name != "says"},

@@ -25,6 +25,7 @@ def outcome_of(made: Sequence[tuple[str, Reference]]) -> Outcome:
         "scores": scores(rows),
         "candidates": [],
         "chosen_scale": None,
+        "best_scale": None,
         "margin": None,
         "optima": tables.read(law.table("optima")),
         "law": law.summary,

@@ -31,6 +31,7 @@ def outcome_of(
         ],
         "candidates": [],
         "chosen_scale": None,
+        "best_scale": None,
         "margin": None,
         "arms": arms,
         "sizes": {role: _size(measured[f"evaluate_{role}"]) for role in roles},

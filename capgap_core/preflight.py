@@ -185,8 +185,8 @@ def _lengths(p: Any, teacher: GivenTeacher) -> list[Fault]:
 
 def _store(run: Execution) -> list[Fault]:
     """Return a fault where the store cannot be written; leaves nothing behind but the folder itself."""
-    if run.root is None:
-        return [fault("run.root", None, "the store is not named", "Give a folder.")]
+    if not run.root:  # an empty name would be the current folder
+        return [fault("run.root", run.root, "the store is not named", "Give a folder.")]
     root = Path(run.root)
     try:
         root.mkdir(parents=True, exist_ok=True)

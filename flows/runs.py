@@ -63,7 +63,8 @@ def failure(
     return {
         "schema": SCHEMA, "flow": flow, "status": status, "run_id": run_id, "url": url, "seconds": 0.0,
         "steps_trained": 0, "metric": None, "split": None, "n": None, "scores": {}, "candidates": [],
-        "chosen_scale": None, "margin": None, "sizes": {}, "stages": [], "paths": {"student": None, "report": None},
+        "chosen_scale": None, "best_scale": None, "margin": None, "sizes": {}, "stages": [],
+        "paths": {"student": None, "report": None},
         "error": {"stage": stage or None, "faults": faults, "resume": resume or None},
     }  # fmt: skip
 

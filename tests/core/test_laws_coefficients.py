@@ -96,7 +96,9 @@ def test_a_coefficient_at_its_bound_makes_no_estimate_of_e() -> None:
 
 def fits(distilled: Distilled) -> Fits:
     cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(0))
+    sizes, first = np.unique(cells.teacher, return_index=True)
     apple = apple_fit.AppleFit(
+        measured=(sizes, cells.teacher_loss[first]),
         supervised=PUBLISHED_SUPERVISED, distilled=distilled, drawn=[(PUBLISHED_SUPERVISED, distilled)] * 20,
         error=0.005, seed=0, teachers=(float(cells.teacher.min()), float(cells.teacher.max())), teacher_tokens=20.0,
     )  # fmt: skip

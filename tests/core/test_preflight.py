@@ -350,7 +350,7 @@ def test_a_teacher_with_its_labels_in_another_order(asked: Asked, tuned: Path, t
     assert "another order" in one.rule
 
 
-@pytest.mark.parametrize("place", ["below a file", "a file", "NUL", "none"])
+@pytest.mark.parametrize("place", ["below a file", "a file", "NUL", "none", "no name"])
 def test_a_store_that_cannot_be_written(asked: Asked, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("here first", encoding="utf8")
     roots = {
@@ -358,6 +358,7 @@ def test_a_store_that_cannot_be_written(asked: Asked, tmp_path: Path, place: str
         "a file": f"{tmp_path}/file",
         "NUL": f"{tmp_path}/a\0b",
         "none": None,
+        "no name": "",
     }
     one = only({**asked, "run": {"root": roots[place]}})
     assert one.field == "run.root"
