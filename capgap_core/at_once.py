@@ -8,20 +8,18 @@ the main thread of a process that can keep the state of its training. Only the c
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Generic, Protocol, TypeVar, runtime_checkable
-
-from pydantic import BaseModel
+from typing import Generic, TypeVar
 
 from capgap_core import signals
-from capgap_core.progress import Progress
+from capgap_core.ray_workers import RayWorkers
 from capgap_core.recipes import Execution
-from capgap_core.records import Input, Reference
-from capgap_core.store import Address
+from capgap_core.records import Reference
+from capgap_core.workers import Workers, give
 
 POLL = 0.1
 """Seconds between two looks at whether workers are wanted."""
@@ -33,54 +31,12 @@ Together = Callable[[Sequence[Callable[[], Reference]]], list[Reference]]
 """Asks for all of them and returns what each gave, in the order of the asks."""
 
 
-class Stopped(BaseException):
-    """Ends what runs beside something that has failed; beside ``Exception``, so that nobody takes it for a failure."""
-
-
-@runtime_checkable
-class Workers(Protocol):
-    """Make stages in other processes."""
-
-    @property
-    def places(self) -> int:
-        """Return how many they make at once; 1 until they have been started, as nothing may want them."""
-        ...
-
-    def tend(self) -> None:
-        """Start them where a stage waits for that; called again and again by the thread that asks for all."""
-        ...
-
-    def make(
-        self, address: Address, recipe: BaseModel, inputs: Mapping[str, Input], execution: Execution, progress: Progress
-    ) -> Reference:
-        """Return a stage that a worker has made; raises ``Stopped`` once that is asked for."""
-        ...
-
-    def stop(self) -> None:
-        """Have whatever is being made keep its state and end."""
-        ...
-
-    def close(self) -> None:
-        """End them."""
-        ...
-
-
-_workers: ContextVar[Workers | None] = ContextVar("workers", default=None)
-
-
-def workers() -> Workers | None:
-    """Return who makes the stages of this context, if others do."""
-    return _workers.get()
-
-
 @contextmanager
 def several(execution: Execution) -> Iterator[Together]:
     """Give what makes several stages: at once where ``execution.ray`` says where, else one after the other."""
     if execution.ray is None:
         yield lambda asks: [ask() for ask in asks]
         return
-    from capgap_core.ray_workers import RayWorkers  # noqa: PLC0415 - build, which it calls, needs this module
-
     held = RayWorkers(execution)
     try:
         yield lambda asks: together(asks, held)
@@ -133,7 +89,7 @@ def together(asks: Sequence[Callable[[], Given]], held: Workers) -> list[Given]:
 
 def _begun(place: int, ask: Callable[[], Given], held: Workers, done: "SimpleQueue[_Ended[Given]]") -> threading.Thread:
     def work() -> None:
-        _workers.set(held)
+        give(held)
         try:
             done.put(_Ended(place=place, given=[ask()]))
         except BaseException as error:  # the thread that asked for all raises it

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from capgap_core import at_once, fingerprint, store as stores
+from capgap_core import fingerprint, store as stores
 from capgap_core.contents import content_digest
 from capgap_core.errors import Damaged, StageFailed, StoreError
 from capgap_core.fingerprint import code_of
@@ -23,6 +23,7 @@ from capgap_core.recipes import Execution
 from capgap_core.records import WORDS, Input, Made, ModelInput, Record, Reference, StoredFile
 from capgap_core.shortages import explained
 from capgap_core.store import Address, Store
+from capgap_core.workers import workers
 
 
 def build(
@@ -69,7 +70,7 @@ def _found_or_made(
     if found is not None:
         store.sweep(address)
         return found
-    others = at_once.workers()
+    others = workers()
     if others is not None:
         return others.make(address, recipe, inputs, execution, progress)
     with held(store.lock(address), progress):

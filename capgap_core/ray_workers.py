@@ -19,7 +19,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
 from capgap_core import errors
-from capgap_core.at_once import Stopped
 from capgap_core.build import address_of, build
 from capgap_core.errors import StageFailed
 from capgap_core.progress import Progress
@@ -27,6 +26,7 @@ from capgap_core.ray_start import Room, connected, room
 from capgap_core.recipes import Execution
 from capgap_core.records import Input, Reference
 from capgap_core.store import Address
+from capgap_core.workers import Stopped
 
 GRACE = 20.0
 """Seconds in which a worker has to keep the state of its training and end; then it is killed."""
@@ -51,7 +51,7 @@ class _Asked(BaseModel):
 
 
 class RayWorkers:
-    """See ``at_once.Workers``."""
+    """See ``workers.Workers``."""
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution

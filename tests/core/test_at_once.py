@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from capgap_core.at_once import Stopped, several, together, workers
+from capgap_core.at_once import several, together
 from capgap_core.recipes import Execution
+from capgap_core.workers import Stopped, workers
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
