@@ -73,13 +73,13 @@ def follow(checked: CheckedLaw | CheckedRuns, call: Caller) -> Outcome:
 def _in_order(grid: Grid, made: list[tuple[str, Reference]]) -> list[tuple[str, Reference]]:
     """Return the stages in the order in which they were asked for, whichever of those made at once has ended first."""
     roles = {role: i for i, role in enumerate(cell.role for cell in _cells(grid))}
-    stages = ("text", "given_lm", "pretrain", "lm_importance", "law")
+    sizes = {role: one.summary.get("non_embedding", 0) for role, one in made if one.stage in ("pretrain", "given_lm")}
+    stages = ("text", "pretrain", "given_lm", "lm_importance", "law")
 
-    def place(one: tuple[str, Reference]) -> tuple[int, int, int, float, str]:
+    def place(one: tuple[str, Reference]) -> tuple[bool, int, int]:
         role, reference = one
-        taught = role in roles or reference.stage == "law"
-        size = 0 if taught else reference.summary.get("non_embedding", 0)
-        return int(taught), stages.index(reference.stage), roles.get(role, 0), size, role
+        later = role in roles or reference.stage == "law"
+        return later, stages.index(reference.stage), roles[role] if role in roles else sizes.get(role, 0)
 
     return sorted(made, key=place)
 
