@@ -7,7 +7,7 @@ import builders
 import numpy as np
 import pytest
 import torch
-from decoders import answers, batch_of, columns_of, ends_of, made, masks, silenced
+from decoder_models import answers, batch_of, columns_of, ends_of, made, masks, silenced
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode

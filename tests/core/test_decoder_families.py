@@ -12,7 +12,7 @@ import builders
 import numpy as np
 import pytest
 import torch
-from decoders import CASES, KINDS, answers, batch_of, columns_of, ends_of, made, masks, silenced
+from decoder_models import CASES, KINDS, answers, batch_of, columns_of, ends_of, made, masks, silenced
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.func import functional_call

@@ -7,7 +7,7 @@ import builders
 import numpy as np
 import pytest
 import torch
-from decoders import family_of
+from decoder_models import family_of
 from torch import Tensor
 from torch.nn.functional import pad
 

@@ -7,7 +7,7 @@ from typing import Any
 import builders
 import pytest
 import torch
-from decoders import FAMILIES
+from decoder_models import FAMILIES
 from lms import BYTES, LENGTH, folder_of, given, learned
 from safetensors.torch import load_file, save_file
 from texts import text_of, write_text

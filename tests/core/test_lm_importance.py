@@ -8,7 +8,7 @@ import builders
 import numpy as np
 import pytest
 import torch
-from decoders import FAMILIES
+from decoder_models import FAMILIES
 from lms import BYTES, LENGTH, folder_of, given, learned, stage
 from texts import text_of, write_text
 from transformers import PreTrainedModel

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -59,16 +58,8 @@ def test_every_way_has_the_losses_and_gradients_of_the_others(
 
 
 def test_what_learns_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path(__file__).parents[1] / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
-    # By its path: the tests have a module of this name, too.
-    spec = importlib.util.spec_from_file_location("timed_decoders", folder / "decoders.py")
-    assert spec is not None
-    assert spec.loader is not None
-    timed = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "timed_decoders", timed)
-    spec.loader.exec_module(timed)
-    refuse = timed.refuse_others
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    refuse = importlib.import_module("decoders").refuse_others
     own = {"variant": "capgap", "repeat": 0, "loss": 2.0, "norm": 0.5}
     refuse([own, {**own, "variant": "TRL", "loss": 2.00001}], 1e-4)
     with pytest.raises(RuntimeError, match="TRL: norm"):

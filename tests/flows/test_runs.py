@@ -9,6 +9,7 @@ from threading import Barrier, Event, Thread
 import builders
 import pytest
 
+from capgap_core import garbage
 from capgap_core.errors import NonFinite
 from capgap_core.recipes import Minidisc
 from capgap_core.records import Reference
@@ -112,7 +113,8 @@ def test_gc_lists_and_removes_what_no_report_rests_on(first, root, monkeypatch, 
     shutil.copytree(root / "store", copy / "store")
     report = Path(next(s["path"] for s in first["stages"] if s["stage"] == "report"))
     monkeypatch.setenv("CAPGAP_ARTIFACTS", str(copy))
-    others = [path for path in (copy / "store" / "report").glob("*/*") if path.parent.name != report.parent.name]
+    ends = [path for stage in garbage.ENDS for path in (copy / "store" / stage).glob("*/*")]
+    others = [path for path in ends if path.parent.name != report.parent.name]
     for path in others:
         shutil.rmtree(path)
     assert cli.main(["gc"]) == 0
