@@ -26,6 +26,7 @@ from capgap_core.laws.apple_fit import (
     bounds_of,
     ended,
     error_of,
+    one_thread,
     starts_of,
 )
 from capgap_core.laws.grid import Alone, Cells, Floats, Interval, NotEstimable
@@ -121,7 +122,7 @@ class _Objective:
                 last[key] = np.append(residual, WALL * over), np.vstack([gradient, walls])[:, free]
             return last[key]
 
-        with np.errstate(all="ignore"):  # a step too far overflows, and is not taken
+        with one_thread(), np.errstate(all="ignore"):  # a step too far overflows, and is not taken
             found = least_squares(
                 lambda moved: both(moved)[0], start[free],
                 lambda moved: both(moved)[1],  # pyright: ignore[reportArgumentType] - a function is allowed

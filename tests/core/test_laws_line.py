@@ -238,10 +238,13 @@ def test_apple_is_judged_where_there_are_budgets_enough() -> None:
 def test_a_best_teacher_beyond_the_measured_ones_is_taken_for_the_nearest_of_them() -> None:
     cells, alone = simulate.apple_grid(simulate.SMALL, np.random.default_rng(0))
     small = cells.where(cells.teacher <= np.unique(cells.teacher)[3])
-    largest = float(small.teacher.max())
-    named = [one for one in rivals.named(small, alone, [(2e9, 512e9)], teacher_tokens=20.0) if one.law == "apple"]
+    largest, size = float(small.teacher.max()), float(small.student.max())
+    seen, unseen = small.where(small.student != size), small.where(small.student == size)
+    tokens = float(unseen.tokens.max())
+    told = list(rivals.named(seen, alone, [(size, tokens)], teacher_tokens=20.0))
+    named = [one for one in told if one.law == "apple"]
     assert [one.taken for one in named] == [False, False, False, True]
     assert named[0].named > largest
-    judged = [one for one in rivals.left_out(small, alone, teacher_tokens=20.0) if one.law == "apple"]
-    assert all(np.isfinite(one.named) for one in judged)
-    assert judged[-1].taken == largest
+    (judged,) = (one for one in rivals.came_of(told, unseen, optimum.noise_of(seen)) if one.law == "apple")
+    assert np.isfinite(judged.named)
+    assert judged.taken == largest
