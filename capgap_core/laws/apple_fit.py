@@ -19,17 +19,14 @@ others.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from threadpoolctl import ThreadpoolController
 
 from capgap_core.laws.apple import SYMBOLS, Distilled, Supervised, log_distilled, log_supervised
 from capgap_core.laws.grid import Alone, Cells, Floats, Interval, NotEstimable
+from capgap_core.laws.threads import one_thread
 
 DELTA, PUBLISHED_DELTA = 1e-2, 1e-4
 BOOTSTRAPS = 200
@@ -248,16 +245,6 @@ def _minimised(
             minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for start in starts
         ]
     return min(found, key=lambda result: result.fun).x
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def one_thread() -> AbstractContextManager[Any]:
-    """Keep linear algebra to one thread: of matrices of ten rows others get nothing to do, and are waited for."""
-    return _libraries().limit(limits=1, user_api="blas")
 
 
 def starts_of(values: Mapping[str, tuple[float, ...]]) -> list[Floats]:

@@ -26,10 +26,10 @@ from capgap_core.laws.apple_fit import (
     bounds_of,
     ended,
     error_of,
-    one_thread,
     starts_of,
 )
 from capgap_core.laws.grid import Alone, Cells, Floats, Interval, NotEstimable
+from capgap_core.laws.threads import one_thread
 
 WALL = 30.0
 """Standard errors for each unit of a logarithm beyond a bound: fits come back from there, and lose no gradient."""
